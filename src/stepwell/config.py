@@ -1,0 +1,164 @@
+"""Configurations: how values that come from outside are read, merged, saved and hashed.
+
+Owns the base class `Config` and everything that turns files and `key=value` strings into one. Knows
+nothing of models, tasks or flags: those are subclasses elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import pydantic
+import yaml
+
+from stepwell.errors import ConfigError, suggest
+
+
+class Config(pydantic.BaseModel):
+    """A frozen set of named values. Unknown keys and values of the wrong kind are a `ConfigError`."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except pydantic.ValidationError as error:
+            raise ConfigError(*explain(error, type(self))) from None
+
+    @classmethod
+    def parse(cls, values: Any, *, where: str = "") -> Self:
+        """An instance from a mapping (read from YAML or JSON); `where` names its source in errors."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"{where or cls.__name__}: expected keys and values, got {type(values).__name__}."
+            )
+        try:
+            return cls(**{str(key): value for key, value in values.items()})
+        except ConfigError as error:
+            prefix = f"{where}: " if where else ""
+            raise ConfigError(prefix + error.problem, fix=error.fix) from None
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with some fields replaced, validated like a new one."""
+        return type(self)(**{**dict(self), **values})
+
+    def plain(self) -> dict[str, Any]:
+        """The values as plain Python that JSON and YAML can hold."""
+        return self.model_dump(mode="json")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the values, independent of the order in which they were given."""
+        return fingerprint(self.plain())
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256, in hexadecimal, of the canonical JSON of a plain value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def explain(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) -> tuple[str]:
+    """The first fault of a validation error, in one sentence that names the field and the fix."""
+    fault = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        hint = suggest(str(fault["loc"][-1]), _fields_at(kind, fault["loc"][:-1]))
+        return (f"{kind.__name__} has no field {field!r}. {hint}",)
+    if fault["type"] == "missing":
+        return (f"{kind.__name__} needs a value for {field!r}.",)
+    reason = fault["msg"].removeprefix("Value error, ")
+    if not field:
+        return (f"{kind.__name__}: {reason}",)
+    shown = repr(fault["input"])
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return (f"{kind.__name__}.{field} is {shown}: {reason}.".replace("..", "."),)
+
+
+def _fields_at(kind: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the (possibly nested) model that `path` leads to."""
+    for part in path:
+        field = kind.model_fields.get(str(part))
+        inner = field.annotation if field is not None else None
+        if not (isinstance(inner, type) and issubclass(inner, pydantic.BaseModel)):
+            return []
+        kind = inner
+    return [field.alias or name for name, field in kind.model_fields.items()]
+
+
+def merge(base: Mapping[str, Any], *assignments: str) -> dict[str, Any]:
+    """A copy of nested values with each `a.b=value` applied; values are read as YAML.
+
+    Raises ConfigError where an assignment has no `=` or leads through something that is no mapping.
+    """
+    merged: dict[str, Any] = json.loads(json.dumps(base))
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set {assignment!r}: expected key=value, for example optimizer.lr=3e-4.")
+        *parents, last = path.replace("-", "_").split(".")
+        inner = merged
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {assignment!r}: {parent!r} is a single value, not a group.")
+        inner[last] = _scalar(text)
+    return merged
+
+
+def _scalar(text: str) -> Any:
+    """`text` as YAML reads it, but with 3e-4 a number (YAML 1.1 wants 3.0e-4)."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML (or JSON) file. Raises ConfigError that names file and line."""
+    path = Path(path)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist.", fix="check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML.", fix="correct the file.") from None
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: to a temporary neighbour, flushed, then renamed over `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_yaml(path: str | Path, values: Mapping[str, Any]) -> None:
+    """Save plain values as YAML, atomically, keys in the order given."""
+    write_atomically(path, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Save a plain value as indented JSON, atomically."""
+    write_atomically(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

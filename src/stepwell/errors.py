@@ -1,0 +1,106 @@
+"""Every error that stepwell raises for something a user can cause.
+
+    StepwellError                   exit code 1
+    ├── UsageError                  exit code 2: what was asked for cannot be
+    │   ├── ConfigError             an unknown key, a value out of range, fields that contradict each other
+    │   ├── PromptError             empty, too long for the context, or with characters the tokenizer lacks
+    │   └── HookError               a point, layer or head that the model does not have
+    ├── DataError                   a data file or data set that is missing, empty or malformed
+    ├── TokenizerError              tokenizer files that are missing, malformed or of another model
+    ├── WeightsError                weights that are missing, truncated, or of another shape than config.json says
+    ├── CheckpointError             a checkpoint that is damaged, foreign or does not fit the run
+    ├── FormatError                 a file in a newer format than this version reads
+    ├── ShapeError                  tensors or arrays whose shapes do not fit together
+    ├── CacheError                  a key/value cache that is full, or a row that is not in use
+    ├── DeviceError                 a device that is not there, or tensors on two of them
+    ├── TrainingError               a loss that is not finite, a run that cannot go on
+    └── CascadeError                a ladder that cannot be built, fitted or run
+
+An error says what was expected, what arrived and where; `fix` says what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class StepwellError(Exception):
+    """The root of the tree. `str(error)` is at most three lines: the problem, then the fix."""
+
+    exit_code = 1
+
+    def __init__(self, problem: str, *, fix: str = "") -> None:
+        super().__init__(problem, fix)
+        self.problem = problem
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}\nFix: {self.fix}" if self.fix else self.problem
+
+
+class UsageError(StepwellError):
+    """What was asked for cannot be, whatever the files hold."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """An unknown key, a value out of range, or fields that contradict each other."""
+
+
+class PromptError(UsageError):
+    """A prompt that is empty, too long, or holds characters that the tokenizer lacks."""
+
+
+class HookError(UsageError):
+    """A hook point, layer or head that the model does not have."""
+
+
+class DataError(StepwellError):
+    """A data file or data set that is missing, empty or malformed."""
+
+
+class TokenizerError(StepwellError):
+    """Tokenizer files that are missing, malformed, or made for another model."""
+
+
+class WeightsError(StepwellError):
+    """Weights that are missing, truncated, or of another shape than config.json says."""
+
+
+class CheckpointError(StepwellError):
+    """A checkpoint that is damaged, foreign, or does not fit the run."""
+
+
+class FormatError(StepwellError):
+    """A file written in a newer format than this version of stepwell reads."""
+
+
+class ShapeError(StepwellError):
+    """Tensors or arrays whose shapes do not fit together."""
+
+
+class CacheError(StepwellError):
+    """A key/value cache that is full, or a row of it that is not in use."""
+
+
+class DeviceError(StepwellError):
+    """A device that is not there, or tensors that lie on two of them."""
+
+
+class TrainingError(StepwellError):
+    """A loss that is not finite, or a run that cannot go on."""
+
+
+class CascadeError(StepwellError):
+    """A ladder that cannot be built, fitted or run."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """A sentence that names the nearest of `known`, or all of them where none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    return "Known: " + ", ".join(names) + "."

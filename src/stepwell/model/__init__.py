@@ -1,0 +1,1 @@
+"""The model: one Transformer, its cache, its hook points, and its files."""

@@ -1,0 +1,77 @@
+"""Causal self-attention: multi-head, grouped or multi-query, with or without a cache and a window."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stepwell.model.config import ModelConfig
+from stepwell.model.forward import ForwardPass
+from stepwell.model.norm import make_norm
+from stepwell.model.rope import rotate
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention of one layer, with its projections."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim = config.head_dim
+        self.window = config.sliding_window if layer in config.sliding_layers else None
+        self.scale = _score_scale(config, layer)
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(config.width, queries, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.width, keys, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.width, keys, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(queries, config.width, bias=config.output_bias)
+        self.q_norm = make_norm(config, self.head_dim) if config.qk_norm else None
+        self.k_norm = make_norm(config, self.head_dim) if config.qk_norm else None
+
+    def forward(self, x_BTC: Tensor, step: ForwardPass) -> Tensor:
+        q_BHTD = self._split(self.q_proj(x_BTC), self.q_norm)
+        k_BGTD = self._split(self.k_proj(x_BTC), self.k_norm)
+        v_BGSD = self._split(self.v_proj(x_BTC), None)
+        if step.rope is not None:
+            q_BHTD, k_BGTD = rotate(q_BHTD, *step.rope), rotate(k_BGTD, *step.rope)
+        k_BGSD = k_BGTD
+        if step.view is not None:
+            k_BGSD, v_BGSD = step.view.update(self.layer, k_BGTD, v_BGSD)
+        heads_BTHD = self._attend(q_BHTD, k_BGSD, v_BGSD, step).transpose(1, 2)
+        heads_BTHD = step.at("attention.heads", self.layer, heads_BTHD)
+        return step.at("attention.output", self.layer, self.o_proj(heads_BTHD.flatten(2)))
+
+    def _split(self, x_BTC: Tensor, norm: nn.Module | None) -> Tensor:
+        """[B, T, N * D] -> [B, N, T, D], normalised over D where the family does so."""
+        x_BTND = x_BTC.unflatten(2, (-1, self.head_dim))
+        return (norm(x_BTND) if norm else x_BTND).transpose(1, 2)
+
+    def _attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, step: ForwardPass) -> Tensor:
+        """Each head's mixture of values, [B, H, T, D]."""
+        if self.num_kv_heads != self.num_heads:
+            repeats = self.num_heads // self.num_kv_heads
+            k_BGSD, v_BGSD = k_BGSD.repeat_interleave(repeats, 1), v_BGSD.repeat_interleave(repeats, 1)
+        if step.wants("attention.pattern", self.layer):
+            pattern = self._pattern(q_BHTD, k_BGSD, step.mask(self.window, explicit=True))
+            return step.at("attention.pattern", self.layer, pattern) @ v_BGSD
+        mask = step.mask(self.window)
+        causal = mask is None and q_BHTD.shape[2] > 1
+        return F.scaled_dot_product_attention(
+            q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, is_causal=causal, scale=self.scale
+        )
+
+    def _pattern(self, q_BHTD: Tensor, k_BHSD: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention probabilities, [B, H, T, S], softmax in float32."""
+        scores = (q_BHTD @ k_BHSD.transpose(2, 3)).float() * self.scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return scores.softmax(-1).to(q_BHTD.dtype)
+
+
+def _score_scale(config: ModelConfig, layer: int) -> float:
+    scale = 1 / math.sqrt(config.head_dim) if config.scale_attention else 1.0
+    return scale / (layer + 1) if config.scale_attention_by_layer else scale

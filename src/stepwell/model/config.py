@@ -1,0 +1,152 @@
+"""The shape of a Transformer: every field that changes its arithmetic, and nothing else.
+
+Families (Llama, Mistral, Qwen2, Qwen3, GPT-2) are choices of these fields. How they are spelled in a
+foreign config.json is the business of `families`; named shapes are in `presets`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stepwell.config import Config
+
+Family = Literal["llama", "mistral", "qwen2", "qwen3", "gpt2"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+
+class RopeScaling(Config):
+    """How rotary frequencies are stretched beyond the context that a model was trained on.
+
+    linear: Chen et al. 2023. llama3: Llama 3.1's piecewise rule. yarn: Peng et al. 2023.
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float = Field(ge=1.0)
+    original_context_length: int | None = Field(None, ge=1)
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    @model_validator(mode="after")
+    def _needs_original_length(self) -> Self:
+        if self.kind != "linear" and self.original_context_length is None:
+            raise ValueError(f"{self.kind} rope scaling needs original_context_length")
+        return self
+
+
+class ModelConfig(Config):
+    """Everything that decides a Transformer's arithmetic. Widths are in channels, lengths in tokens."""
+
+    family: Family = "llama"
+    vocab_size: int = Field(256, ge=1)
+    context_length: int = Field(512, ge=1)
+    width: int = Field(128, ge=1)
+    num_layers: int = Field(2, ge=1)
+    num_heads: int = Field(4, ge=1)
+    num_kv_heads: int = Field(0, ge=0, description="0: as many as num_heads")
+    head_dim: int = Field(0, ge=0, description="0: width / num_heads")
+    mlp_width: int = Field(0, ge=0, description="0: four times the width, or 8/3 of it when gated")
+
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = Field(1e-6, gt=0)
+    position: Literal["rope", "learned"] = "rope"
+    rope_theta: float = Field(10_000.0, gt=0)
+    rope_scaling: RopeScaling | None = None
+    activation: Activation = "silu"
+    gated_mlp: bool = True
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tie_embeddings: bool = True
+    sliding_window: int | None = Field(None, ge=1, description="tokens each query looks back on")
+    sliding_layers: tuple[int, ...] = Field((), description="layers with the window")
+    scale_attention: bool = True
+    scale_attention_by_layer: bool = Field(False, description="divide scores by layer + 1 (GPT-2)")
+
+    bos_id: int | None = None
+    eos_id: int | tuple[int, ...] | None = None
+    pad_id: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_derived_sizes(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        size = {key: values.get(key) or cls.model_fields[key].default for key in ("width", "num_heads")}
+        if not all(isinstance(value, int) and value > 0 for value in size.values()):
+            return values
+        gated = values.get("gated_mlp", cls.model_fields["gated_mlp"].default)
+        derived = {
+            "num_kv_heads": size["num_heads"],
+            "head_dim": max(1, size["width"] // size["num_heads"]),
+            "mlp_width": _gated_width(size["width"]) if gated else 4 * size["width"],
+        }
+        return {**values, **{key: values.get(key) or value for key, value in derived.items()}}
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.position == "rope" and self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim, not {self.head_dim}")
+        if bool(self.sliding_layers) != (self.sliding_window is not None):
+            raise ValueError("sliding_window and sliding_layers are given together or not at all")
+        if any(not 0 <= layer < self.num_layers for layer in self.sliding_layers):
+            raise ValueError(f"sliding_layers names a layer outside 0..{self.num_layers - 1}")
+        return self
+
+    def resized(self, **values: Any) -> ModelConfig:
+        """A copy with some sizes replaced and those that follow from them derived anew."""
+        derived = {"num_kv_heads", "head_dim", "mlp_width"}
+        kept = {key: value for key, value in dict(self).items() if key not in derived}
+        return ModelConfig(**{**kept, **values})
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every token id that ends a text."""
+        if self.eos_id is None:
+            return ()
+        return self.eos_id if isinstance(self.eos_id, tuple) else (self.eos_id,)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained values, embeddings included (a tied head counts once)."""
+        heads, groups = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        bias = self.norm == "layer"
+        attention = self.width * (heads + 2 * groups) + heads * self.width
+        attention += self.qkv_bias * (heads + 2 * groups) + self.output_bias * self.width
+        attention += 2 * self.head_dim * self.qk_norm
+        inputs = 2 if self.gated_mlp else 1
+        mlp = (inputs + 1) * self.width * self.mlp_width
+        mlp += self.mlp_bias * (inputs * self.mlp_width + self.width)
+        norms = 2 * self.width * (1 + bias)
+        embeddings = self.vocab_size * self.width * (1 if self.tie_embeddings else 2)
+        embeddings += self.context_length * self.width * (self.position == "learned")
+        return self.num_layers * (attention + mlp + norms) + embeddings + self.width * (1 + bias)
+
+    def flops(self, num_tokens: int, context: int) -> float:
+        """Floating-point operations of a forward over tokens that each attend to `context` keys.
+
+        Two a weight that multiplies (the head included, the embedding lookup not), and
+        4 * context * heads * head_dim a layer for attention. Source: Kaplan et al. 2020, section 2.1.
+        """
+        lookup = self.vocab_size * self.width * (0 if self.tie_embeddings else 1)
+        lookup += self.context_length * self.width * (self.position == "learned")
+        weights = self.num_parameters - lookup
+        attention = 4 * context * self.num_heads * self.head_dim * self.num_layers
+        return float(num_tokens) * (2 * weights + attention)
+
+
+def _gated_width(width: int) -> int:
+    """Width of a gated MLP with the parameters of a plain one of 4 * width, a multiple of 8."""
+    return max(8, round(8 * width / 3 / 8) * 8)

@@ -1,0 +1,70 @@
+"""What one forward pass is about: where its tokens stand, what they may see, who watches.
+
+A `ForwardPass` is made once a pass and handed down to every layer, so that a layer keeps no state of
+its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stepwell.model.cache import CacheView
+from stepwell.model.hooks import Hooks
+
+
+class ForwardPass:
+    """Positions, masks, cache view and hooks of one pass over ids [B, T].
+
+    view: None for a pass without a cache, whose rows start at position 0.
+    rope: (cos, sin), each [B or 1, 1, T, D], or None where positions are learned.
+    """
+
+    def __init__(
+        self, ids_BT: Tensor, *, view: CacheView | None = None, hooks: Hooks | None = None
+    ) -> None:
+        self.view, self.hooks = view, hooks
+        self.num_queries = ids_BT.shape[1]
+        self.length = view.length if view is not None else self.num_queries
+        self.positions_BT = (
+            view.positions_BT
+            if view is not None
+            else torch.arange(self.num_queries, device=ids_BT.device).expand_as(ids_BT)
+        )
+        self.rope: tuple[Tensor, Tensor] | None = None
+        self._masks: dict[int | None, Tensor] = {}
+
+    def wants(self, point: str, layer: int) -> bool:
+        """Whether a hook reads or changes this point."""
+        return self.hooks is not None and self.hooks.wants(point, layer)
+
+    def at(self, point: str, layer: int, value: Tensor) -> Tensor:
+        """The value that goes on from a hook point: `value` itself where nothing is hooked."""
+        if self.hooks is None:
+            return value
+        return self.hooks.at(point, layer, value, self.positions_BT)
+
+    def mask(self, window: int | None, *, explicit: bool = False) -> Tensor | None:
+        """True where a query may see a key, bool [B or 1, 1, T, S].
+
+        None stands for the two cases that need no mask: causal from position 0, and one query a row
+        that sees all keys. `explicit` asks for the mask all the same.
+        """
+        if not explicit and self._is_plain(window):
+            return None
+        if window not in self._masks:
+            keys_S = torch.arange(self.length, device=self.positions_BT.device)
+            queries_BT1 = self.positions_BT[..., None]
+            seen = keys_S <= queries_BT1
+            if window is not None:
+                seen &= keys_S > queries_BT1 - window
+            self._masks[window] = seen[:, None]
+        return self._masks[window]
+
+    def _is_plain(self, window: int | None) -> bool:
+        if window is not None and window < self.length:
+            return False
+        if self.view is None:
+            return True
+        from_zero = self.length == self.num_queries
+        return self.view.uniform and (from_zero or self.num_queries == 1)

@@ -1,0 +1,198 @@
+"""Hook points: named places in the forward pass where a value can be read or changed.
+
+    point               shape         where
+    residual.before     [B, T, C]     what enters a block
+    attention.pattern   [B, H, T, S]  attention probabilities
+    attention.heads     [B, T, H, D]  each head's output, before the output projection
+    attention.output    [B, T, C]     after the output projection, before it is added
+    mlp.output          [B, T, C]     before it is added
+    residual.after      [B, T, C]     what leaves a block
+    logits              [B, T, V]     the head's output (layer -1)
+
+An intervention is a declared value, not code: it travels as Python or JSON and names its layers, heads
+and positions. A forward without hooks does not compute, keep or test anything for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from stepwell.config import Config
+from stepwell.errors import HookError, suggest
+from stepwell.model.config import ModelConfig
+
+POINTS = (
+    "residual.before",
+    "attention.pattern",
+    "attention.heads",
+    "attention.output",
+    "mlp.output",
+    "residual.after",
+    "logits",
+)
+LOGITS_LAYER = -1
+HEAD_AXIS: Mapping[str, int] = {"attention.pattern": 1, "attention.heads": 2}
+QUERY_AXIS: Mapping[str, int] = {"attention.pattern": 2}
+
+Positions = Literal["all"] | tuple[int, ...]
+
+
+class Intervention(Config):
+    """A declared change of the forward pass; `positions` count from the start of each row."""
+
+    positions: Positions = "all"
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises HookError where the model lacks a layer, head or point that this names."""
+        raise NotImplementedError
+
+    def changes(self, point: str, layer: int) -> bool:
+        """Whether this changes the value at a point of a layer."""
+        raise NotImplementedError
+
+    def apply(self, point: str, layer: int, value: Tensor, at_BT: Tensor) -> Tensor:
+        """The changed value; `at_BT` is true where a position is one of `positions`."""
+        raise NotImplementedError
+
+
+class ZeroHeads(Intervention):
+    """Zero the output of some heads: `ZeroHeads({0: [1, 3]})` silences heads 1 and 3 of layer 0.
+
+    The same as zeroing those heads' columns of the output projection.
+    """
+
+    heads: dict[int, tuple[int, ...]]
+
+    def __init__(self, heads: Mapping[int, Sequence[int]] | None = None, **values: Any) -> None:
+        super().__init__(**({"heads": heads} if heads is not None else {}), **values)
+
+    def check(self, config: ModelConfig) -> None:
+        for layer, heads in self.heads.items():
+            _check_layer(layer, config)
+            _check_heads(heads, config)
+
+    def changes(self, point: str, layer: int) -> bool:
+        return point == "attention.heads" and bool(self.heads.get(layer))
+
+    def apply(self, point: str, layer: int, value: Tensor, at_BT: Tensor) -> Tensor:
+        silenced = torch.zeros(value.shape[2], dtype=torch.bool, device=value.device)
+        silenced[list(self.heads[layer])] = True
+        return value.masked_fill((at_BT[:, :, None] & silenced)[..., None], 0.0)
+
+
+class Replace(Intervention):
+    """Put a given value at a point: a number, or a vector over the point's last axis.
+
+    With `heads` (points "attention.heads" and "attention.pattern" only) the other heads stay.
+    """
+
+    point: str
+    layer: int = LOGITS_LAYER
+    value: float | tuple[float, ...]
+    heads: tuple[int, ...] | None = Field(None, description="all heads when not given")
+
+    @field_validator("point")
+    @classmethod
+    def _known(cls, point: str) -> str:
+        return check_point(point)
+
+    def check(self, config: ModelConfig) -> None:
+        if self.point != "logits":
+            _check_layer(self.layer, config)
+        if self.heads is not None:
+            if self.point not in HEAD_AXIS:
+                raise HookError(f"{self.point} has no heads.", fix="leave `heads` out.")
+            _check_heads(self.heads, config)
+        width = {"attention.heads": config.head_dim, "logits": config.vocab_size}
+        expected = width.get(self.point, config.width)
+        if isinstance(self.value, tuple) and len(self.value) != expected:
+            raise HookError(
+                f"{self.point} holds {expected} values a position, the replacement {len(self.value)}."
+            )
+
+    def changes(self, point: str, layer: int) -> bool:
+        return point == self.point and layer == self.layer
+
+    def apply(self, point: str, layer: int, value: Tensor, at_BT: Tensor) -> Tensor:
+        mask = at_BT.reshape(at_BT.shape[0], at_BT.shape[1], *[1] * (value.dim() - 2))
+        if point in QUERY_AXIS:
+            mask = mask.transpose(1, QUERY_AXIS[point])
+        if self.heads is not None:
+            shape = [1] * value.dim()
+            shape[HEAD_AXIS[point]] = value.shape[HEAD_AXIS[point]]
+            chosen = torch.zeros(shape[HEAD_AXIS[point]], dtype=torch.bool, device=value.device)
+            chosen[list(self.heads)] = True
+            mask = mask & chosen.reshape(shape)
+        return torch.where(mask, torch.tensor(self.value).to(value), value)
+
+
+class Recorder(Protocol):
+    """Something that reads values as they pass."""
+
+    def wants(self, point: str, layer: int) -> bool:
+        """Whether the value at this point is to be computed and handed over."""
+
+    def take(self, point: str, layer: int, value: Tensor, positions_BT: Tensor) -> None:
+        """Receives a value, after every intervention. Must copy what it keeps."""
+
+
+class Hooks:
+    """What is read and changed during a forward pass: interventions in order, then recorders."""
+
+    def __init__(
+        self, interventions: Iterable[Intervention] = (), recorders: Iterable[Recorder] = ()
+    ) -> None:
+        self.interventions = tuple(interventions)
+        self.recorders = tuple(recorders)
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises HookError where an intervention names what the model does not have."""
+        for intervention in self.interventions:
+            intervention.check(config)
+
+    def wants(self, point: str, layer: int) -> bool:
+        """Whether anything reads or changes this point (so that it must be computed)."""
+        return any(i.changes(point, layer) for i in self.interventions) or any(
+            r.wants(point, layer) for r in self.recorders
+        )
+
+    def at(self, point: str, layer: int, value: Tensor, positions_BT: Tensor) -> Tensor:
+        """The value that goes on from here: changed by the interventions, shown to the recorders."""
+        for intervention in self.interventions:
+            if intervention.changes(point, layer):
+                touched = _where(intervention.positions, positions_BT)
+                value = intervention.apply(point, layer, value, touched)
+        for recorder in self.recorders:
+            if recorder.wants(point, layer):
+                recorder.take(point, layer, value, positions_BT)
+        return value
+
+
+def _where(positions: Positions, positions_BT: Tensor) -> Tensor:
+    """True at each position that is named, bool [B, T]."""
+    if positions == "all":
+        return torch.ones_like(positions_BT, dtype=torch.bool)
+    return torch.isin(positions_BT, torch.tensor(positions, device=positions_BT.device))
+
+
+def check_point(point: str) -> str:
+    """The name of a hook point as it came in. Raises HookError where there is none of that name."""
+    if point not in POINTS:
+        raise HookError(f"There is no hook point {point!r}. {suggest(point, POINTS)}")
+    return point
+
+
+def _check_layer(layer: int, config: ModelConfig) -> None:
+    if not 0 <= layer < config.num_layers:
+        raise HookError(f"The model has layers 0..{config.num_layers - 1}, not {layer}.")
+
+
+def _check_heads(heads: Sequence[int], config: ModelConfig) -> None:
+    for head in heads:
+        if not 0 <= head < config.num_heads:
+            raise HookError(f"A layer has heads 0..{config.num_heads - 1}, not {head}.")

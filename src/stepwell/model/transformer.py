@@ -1,0 +1,167 @@
+"""The Transformer: one decoder for every family, read from top to bottom.
+
+    ids [B, T] -> embedding -> blocks -> final norm -> head -> logits [B, T, V]
+
+A block adds attention, then the MLP, to the residual stream, each after its own normalisation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from stepwell.errors import DeviceError, PromptError, ShapeError
+from stepwell.model.attention import Attention
+from stepwell.model.cache import CacheView, KVCache
+from stepwell.model.config import ModelConfig
+from stepwell.model.forward import ForwardPass
+from stepwell.model.hooks import LOGITS_LAYER, Hooks
+from stepwell.model.mlp import MLP
+from stepwell.model.norm import make_norm
+from stepwell.model.rope import RopeTable
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model: `model(ids)` gives logits [B, T, V] for ids [B, T] (int64)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        learned = config.position == "learned"
+        self.position_embed = (
+            nn.Embedding(config.context_length, config.width) if learned else None
+        )
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.final_norm = make_norm(config)
+        self.head = (
+            None
+            if config.tie_embeddings
+            else nn.Linear(config.width, config.vocab_size, bias=False)
+        )
+        self._rope = None if learned else RopeTable(config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' number format."""
+        return self.embed.weight.dtype
+
+    def forward(
+        self, ids_BT: Tensor, *, view: CacheView | None = None, hooks: Hooks | None = None
+    ) -> Tensor:
+        """Logits [B, T, V]. With a view, ids are the view's new tokens and see its rows' past."""
+        return self.logits(self.hidden(ids_BT, view=view, hooks=hooks), hooks=hooks, view=view)
+
+    def hidden(
+        self, ids_BT: Tensor, *, view: CacheView | None = None, hooks: Hooks | None = None
+    ) -> Tensor:
+        """What the head reads, [B, T, C]: the residual stream after the final norm."""
+        self._check(ids_BT, view)
+        step = ForwardPass(ids_BT, view=view, hooks=hooks)
+        x_BTC = self._embed(ids_BT, step)
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training:
+                x_BTC = checkpoint(block, x_BTC, step, use_reentrant=False)
+            else:
+                x_BTC = block(x_BTC, step)
+        return self.final_norm(x_BTC)  # type: ignore[no-any-return]
+
+    def logits(
+        self, hidden_BTC: Tensor, *, hooks: Hooks | None = None, view: CacheView | None = None
+    ) -> Tensor:
+        """The head applied to hidden states [B, T, C], or to any selection of them."""
+        weight = self.embed.weight if self.head is None else self.head.weight
+        logits_BTV = F.linear(hidden_BTC, weight)
+        if hooks is None:
+            return logits_BTV
+        positions = (
+            view.positions_BT
+            if view is not None
+            else torch.arange(hidden_BTC.shape[1], device=self.device).expand(hidden_BTC.shape[:2])
+        )
+        return hooks.at("logits", LOGITS_LAYER, logits_BTV, positions)
+
+    def new_cache(self, max_rows: int, context_length: int | None = None) -> KVCache:
+        """An empty cache that fits this model, on its device and in its dtype."""
+        return KVCache(
+            self.config,
+            max_rows,
+            context_length=context_length,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def initialize(self, seed: int) -> None:
+        """Set fresh random weights, the same for the same seed whatever was drawn before.
+
+        Matrices have standard deviation 1 / sqrt(fan in), so that a layer keeps the scale of its
+        input; the two that write to the residual stream are divided by sqrt(2 * layers), as in
+        GPT-2 (Radford et al. 2019).
+        """
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        into_residual = (2 * self.config.num_layers) ** -0.5
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith("bias"):
+                    parameter.zero_()
+                elif parameter.dim() == 1:
+                    parameter.fill_(1.0)
+                else:
+                    scale = into_residual if name.endswith(("o_proj.weight", "down.weight")) else 1.0
+                    drawn = torch.randn(parameter.shape, generator=generator)
+                    parameter.copy_(drawn * (scale * parameter.shape[-1] ** -0.5))
+
+    def _embed(self, ids_BT: Tensor, step: ForwardPass) -> Tensor:
+        x_BTC: Tensor = self.embed(ids_BT)
+        if self.position_embed is not None:
+            return x_BTC + self.position_embed(step.positions_BT)  # type: ignore[no-any-return]
+        assert self._rope is not None
+        if step.view is None:
+            step.rope = self._rope.first(step.num_queries, x_BTC.device, x_BTC.dtype)
+        else:
+            step.rope = self._rope.at(step.positions_BT, step.length, x_BTC.dtype)
+        return x_BTC
+
+    def _check(self, ids_BT: Tensor, view: CacheView | None) -> None:
+        if ids_BT.dim() != 2:
+            raise ShapeError(f"ids must be [rows, tokens], not {list(ids_BT.shape)}.")
+        if ids_BT.device != self.device:
+            raise DeviceError(
+                f"ids are on {ids_BT.device}, the model is on {self.device}.",
+                fix=f"ids.to({str(self.device)!r})",
+            )
+        if view is None and ids_BT.shape[1] > self.config.context_length:
+            raise PromptError(
+                f"{ids_BT.shape[1]} tokens do not fit the context of {self.config.context_length}.",
+                fix="shorten the text or use a model with a longer context.",
+            )
+        if view is not None and tuple(ids_BT.shape) != tuple(view.positions_BT.shape):
+            raise ShapeError(
+                f"ids are {list(ids_BT.shape)}, the cache view expects {list(view.positions_BT.shape)}."
+            )
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = make_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x_BTC: Tensor, step: ForwardPass) -> Tensor:
+        x_BTC = step.at("residual.before", self.layer, x_BTC)
+        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), step)
+        mlp_BTC = step.at("mlp.output", self.layer, self.mlp(self.mlp_norm(x_BTC)))
+        return step.at("residual.after", self.layer, x_BTC + mlp_BTC)
