@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import pydantic
 import yaml
@@ -21,19 +22,23 @@ from stepwell.errors import ConfigError, suggest
 
 
 class Config(pydantic.BaseModel):
-    """A frozen set of named values. Unknown keys and values of the wrong kind are a `ConfigError`."""
+    """A frozen set of named values. Unknown keys and values of a wrong kind are a `ConfigError`."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except pydantic.ValidationError as error:
-            raise ConfigError(*explain(error, type(self))) from None
+            raise ConfigError(explain(error, type(self))) from None
+
+    # Pydantic then validates nested configurations without calling their __init__, so that an error
+    # knows its whole path, and a union tries its next member.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
     def parse(cls, values: Any, *, where: str = "") -> Self:
-        """An instance from a mapping (read from YAML or JSON); `where` names its source in errors."""
+        """An instance from a mapping (of YAML or JSON); `where` names its source in errors."""
         if not isinstance(values, Mapping):
             raise ConfigError(
                 f"{where or cls.__name__}: expected keys and values, got {type(values).__name__}."
@@ -64,32 +69,44 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def explain(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) -> tuple[str]:
-    """The first fault of a validation error, in one sentence that names the field and the fix."""
-    fault = error.errors(include_url=False)[0]
+def explain(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) -> str:
+    """One fault of a validation error, in a sentence that names the field and the fix.
+
+    The first one, but an unknown key before all others: what else is missing is often that key.
+    """
+    faults = error.errors(include_url=False)
+    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     field = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         hint = suggest(str(fault["loc"][-1]), _fields_at(kind, fault["loc"][:-1]))
-        return (f"{kind.__name__} has no field {field!r}. {hint}",)
+        return f"{kind.__name__} has no field {field!r}. {hint}"
     if fault["type"] == "missing":
-        return (f"{kind.__name__} needs a value for {field!r}.",)
-    reason = fault["msg"].removeprefix("Value error, ")
+        return f"{kind.__name__} needs a value for {field!r}."
+    reason = fault["msg"].removeprefix("Value error, ").rstrip(".")
     if not field:
-        return (f"{kind.__name__}: {reason}",)
+        return f"{kind.__name__}: {reason}."
     shown = repr(fault["input"])
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return (f"{kind.__name__}.{field} is {shown}: {reason}.".replace("..", "."),)
+    return f"{kind.__name__}.{field} is {shown}: {reason}."
 
 
-def _fields_at(kind: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields of the (possibly nested) model that `path` leads to."""
+def _fields_at(kind: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> set[str]:
+    """Names of the fields of the (possibly nested) model that the path of a fault leads to."""
+    kinds = [kind]
     for part in path:
-        field = kind.model_fields.get(str(part))
-        inner = field.annotation if field is not None else None
-        if not (isinstance(inner, type) and issubclass(inner, pydantic.BaseModel)):
-            return []
-        kind = inner
-    return [field.alias or name for name, field in kind.model_fields.items()]
+        fields = [inner.model_fields[str(part)] for inner in kinds if part in inner.model_fields]
+        if fields:
+            kinds = [model for field in fields for model in _models_in(field.annotation)]
+        else:  # the index in a list, a key of a mapping, or the member of a union by its name
+            kinds = [inner for inner in kinds if inner.__name__ == part] or kinds
+    return {field.alias or name for inner in kinds for name, field in inner.model_fields.items()}
+
+
+def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
+    """The models that a type such as `tuple[A | None, ...]` is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def merge(base: Mapping[str, Any], *assignments: str) -> dict[str, Any]:
@@ -101,26 +118,33 @@ def merge(base: Mapping[str, Any], *assignments: str) -> dict[str, Any]:
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
-            raise ConfigError(f"--set {assignment!r}: expected key=value, for example optimizer.lr=3e-4.")
+            raise ConfigError(
+                f"--set {assignment!r}: expected key=value, for example optimizer.lr=3e-4."
+            )
         *parents, last = path.replace("-", "_").split(".")
         inner = merged
         for parent in parents:
-            inner = inner.setdefault(parent, {})
+            if inner.get(parent) is None:
+                inner[parent] = {}
+            inner = inner[parent]
             if not isinstance(inner, dict):
-                raise ConfigError(f"--set {assignment!r}: {parent!r} is a single value, not a group.")
-        inner[last] = _scalar(text)
+                raise ConfigError(
+                    f"--set {assignment!r}: {parent!r} is a single value, not a group."
+                )
+        try:
+            inner[last] = _scalar(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {assignment!r}: {text!r} is not valid YAML.") from None
     return merged
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def _scalar(text: str) -> Any:
     """`text` as YAML reads it, but with 3e-4 a number (YAML 1.1 wants 3.0e-4)."""
     value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -128,16 +152,32 @@ def read_yaml(path: str | Path) -> Any:
     path = Path(path)
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist.", fix="check the path.") from None
+    except OSError as error:
+        problem = f"{path} cannot be read: {error.strerror}."
+        raise ConfigError(problem, fix="check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML.", fix="correct the file.") from None
 
 
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file. Raises ConfigError that names file and line."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist.", fix="check the path.") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path}, line {error.lineno}: not valid JSON.", fix="correct the file."
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text.", fix="correct the file.") from None
+
+
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: to a temporary neighbour, flushed, then renamed over `path`."""
+    """Write a file whole or not at all: to a temporary neighbour, flushed, then renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
@@ -147,8 +187,8 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -2,12 +2,12 @@
 
     StepwellError                   exit code 1
     ├── UsageError                  exit code 2: what was asked for cannot be
-    │   ├── ConfigError             an unknown key, a value out of range, fields that contradict each other
-    │   ├── PromptError             empty, too long for the context, or with characters the tokenizer lacks
+    │   ├── ConfigError             an unknown key, a value out of range, or fields that contradict
+    │   ├── PromptError             empty, too long, or with characters that the tokenizer lacks
     │   └── HookError               a point, layer or head that the model does not have
     ├── DataError                   a data file or data set that is missing, empty or malformed
     ├── TokenizerError              tokenizer files that are missing, malformed or of another model
-    ├── WeightsError                weights that are missing, truncated, or of another shape than config.json says
+    ├── WeightsError                weights that are missing, truncated, or not as config.json says
     ├── CheckpointError             a checkpoint that is damaged, foreign or does not fit the run
     ├── FormatError                 a file in a newer format than this version reads
     ├── ShapeError                  tensors or arrays whose shapes do not fit together
@@ -31,7 +31,7 @@ class StepwellError(Exception):
     exit_code = 1
 
     def __init__(self, problem: str, *, fix: str = "") -> None:
-        super().__init__(problem, fix)
+        super().__init__(problem)  # only what __init__ takes by position: errors are copied
         self.problem = problem
         self.fix = fix
 
@@ -100,6 +100,8 @@ class CascadeError(StepwellError):
 def suggest(word: str, known: Iterable[str]) -> str:
     """A sentence that names the nearest of `known`, or all of them where none is near."""
     names = sorted(known)
+    if not names:
+        return "None are known."
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if near:
         return f"Did you mean {near[0]!r}?"

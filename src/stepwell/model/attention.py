@@ -1,4 +1,4 @@
-"""Causal self-attention: multi-head, grouped or multi-query, with or without a cache and a window."""
+"""Causal self-attention: multi-head, grouped or multi-query, with or without cache and window."""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ class Attention(nn.Module):
 
     def _split(self, x_BTC: Tensor, norm: nn.Module | None) -> Tensor:
         """[B, T, N * D] -> [B, N, T, D], normalised over D where the family does so."""
-        x_BTND = x_BTC.unflatten(2, (-1, self.head_dim))
-        return (norm(x_BTND) if norm else x_BTND).transpose(1, 2)
+        x_BTND = x_BTC.view(*x_BTC.shape[:2], -1, self.head_dim)
+        x_BTND = norm(x_BTND) if norm else x_BTND
+        return x_BTND.transpose(1, 2)
 
     def _attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, step: ForwardPass) -> Tensor:
         """Each head's mixture of values, [B, H, T, D]."""
         if self.num_kv_heads != self.num_heads:
             repeats = self.num_heads // self.num_kv_heads
-            k_BGSD, v_BGSD = k_BGSD.repeat_interleave(repeats, 1), v_BGSD.repeat_interleave(repeats, 1)
+            k_BGSD = k_BGSD.repeat_interleave(repeats, 1)
+            v_BGSD = v_BGSD.repeat_interleave(repeats, 1)
         if step.wants("attention.pattern", self.layer):
             pattern = self._pattern(q_BHTD, k_BGSD, step.mask(self.window, explicit=True))
             return step.at("attention.pattern", self.layer, pattern) @ v_BGSD

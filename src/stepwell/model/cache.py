@@ -24,7 +24,7 @@ _SMALLEST_CAPACITY = 64
 
 
 class KVCache:
-    """Keys and values of up to `max_rows` sequences, [rows, G, capacity, D] a layer, grown on demand."""
+    """Keys and values of up to `max_rows` rows, [rows, G, capacity, D] a layer, grown on demand."""
 
     def __init__(
         self,
@@ -36,12 +36,19 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         self.context_length = context_length or config.context_length
+        if config.position == "learned" and self.context_length > config.context_length:
+            raise CacheError(
+                f"The model has learned {config.context_length} positions; a cache of "
+                f"{self.context_length} would go beyond them."
+            )
         self.max_rows = max_rows
         self._free = list(range(max_rows))
         self._lengths = [0] * max_rows
         shape = (max_rows, config.num_kv_heads, 0, config.head_dim)
-        self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
-        self._values = [torch.zeros_like(keys) for keys in self._keys]
+        with torch.inference_mode(False):  # else only code in inference mode could write to it
+            empty = torch.zeros(shape, dtype=dtype, device=device)
+            self._keys = [empty.clone() for _ in range(config.num_layers)]
+            self._values = [empty.clone() for _ in range(config.num_layers)]
         self.device = self._keys[0].device
 
     @property
@@ -62,23 +69,27 @@ class KVCache:
         """The lowest free row, empty. Raises CacheError where all are in use."""
         if not self._free:
             raise CacheError(
-                f"All {self.max_rows} rows of the cache are in use.", fix="release one, or raise max_rows."
+                f"All {self.max_rows} rows of the cache are in use.",
+                fix="release one, or raise max_rows.",
             )
         return self._free.pop(0)
 
     def append(self, rows: Sequence[int], num_new: Sequence[int]) -> CacheView:
         """Lengthen each row by its number of new positions and return the view that fills them.
 
-        Raises CacheError, and changes nothing, where a row would outgrow the context.
+        Raises CacheError, and changes nothing, where a row would outgrow the context, is named
+        twice, or gets no position.
         """
         starts = [self.length(row) for row in rows]
         ends = [start + count for start, count in zip(starts, num_new, strict=True)]
         if len(set(rows)) != len(rows):
             raise CacheError(f"Row {max(rows, key=list(rows).count)} is named twice in one step.")
+        if min(num_new, default=0) < 1:
+            raise CacheError(f"A step appends at least one token to each row, not {list(num_new)}.")
         if max(ends) > self.context_length:
             row = rows[ends.index(max(ends))]
             raise CacheError(
-                f"Row {row} would reach {max(ends)} tokens; the context holds {self.context_length}.",
+                f"Row {row} would reach {max(ends)} tokens; {self.context_length} fit the context.",
                 fix="shorten the prompt or ask for fewer new tokens.",
             )
         self._grow(max(ends))
@@ -89,7 +100,8 @@ class KVCache:
     def truncate(self, row: int, length: int) -> None:
         """Roll a row back to its first `length` positions."""
         if not 0 <= length <= self.length(row):
-            raise CacheError(f"Row {row} holds {self.length(row)} tokens and cannot be cut to {length}.")
+            held = self.length(row)
+            raise CacheError(f"Row {row} holds {held} tokens and cannot be cut to {length}.")
         self._clear(row, length)
         self._lengths[row] = length
 
@@ -109,7 +121,7 @@ class KVCache:
         self._free.sort()
 
     def _clear(self, row: int, start: int) -> None:
-        """Zero what a row forgets: a NaN left there would reach others through 0 * NaN under the mask."""
+        """Zero what a row forgets: a NaN left there would come back as 0 * NaN under the mask."""
         for stored in (*self._keys, *self._values):
             stored[row, :, start : self._lengths[row]] = 0
 
@@ -124,7 +136,8 @@ class KVCache:
         capacity = min(self.context_length, max(_SMALLEST_CAPACITY, length, 2 * self.capacity))
         for stored in (self._keys, self._values):
             for layer, old in enumerate(stored):
-                new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
+                with torch.inference_mode(False):
+                    new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
                 new[:, :, : old.shape[2]] = old
                 stored[layer] = new
 
@@ -134,11 +147,11 @@ class KVCache:
                 stored[index.rows, :, index.span] = new
             else:
                 rows, positions = index.cells
-                stored[rows, :, positions] = new.transpose(1, 2)[index.valid_BT]
+                stored[rows, :, positions] = new.transpose(1, 2)[index.valid]
 
     def _read(self, layer: int, index: _Index, length: int) -> tuple[Tensor, Tensor]:
-        keys, values = self._keys[layer][index.rows], self._values[layer][index.rows]
-        return keys[:, :, :length], values[:, :, :length]
+        keys, values = self._keys[layer][:, :, :length], self._values[layer][:, :, :length]
+        return keys[index.rows], values[index.rows]
 
 
 @dataclass(frozen=True)
@@ -147,24 +160,28 @@ class _Index:
 
     `rows` selects the rows to read: a slice where they are neighbours, so that nothing is copied.
     `span` is set where they also share start and count; otherwise `cells` names the row and the
-    position of each new token, and `valid_BT` says which tokens of the padded batch those are.
+    position of each new token, and `valid` [B, T] says which tokens of the padded batch those are.
     """
 
     rows: slice | Tensor
     span: slice | None
     cells: tuple[Tensor, Tensor] | None
-    valid_BT: Tensor | None
+    valid: Tensor | None
 
 
 class CacheView:
     """The new positions of some rows, on their way through the model.
 
-    positions_BT: absolute position of each new token; padding on the right repeats a row's last one.
+    positions_BT: absolute position of each new token; padding on the right repeats a row's last.
     length: number of keys that the longest row attends to.
     """
 
     def __init__(
-        self, cache: KVCache, rows: tuple[int, ...], starts: tuple[int, ...], counts: tuple[int, ...]
+        self,
+        cache: KVCache,
+        rows: tuple[int, ...],
+        starts: tuple[int, ...],
+        counts: tuple[int, ...],
     ) -> None:
         self.rows, self.starts, self.counts = rows, starts, counts
         self.length = max(start + count for start, count in zip(starts, counts, strict=True))

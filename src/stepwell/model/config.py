@@ -1,7 +1,7 @@
 """The shape of a Transformer: every field that changes its arithmetic, and nothing else.
 
-Families (Llama, Mistral, Qwen2, Qwen3, GPT-2) are choices of these fields. How they are spelled in a
-foreign config.json is the business of `families`; named shapes are in `presets`.
+Families (Llama, Mistral, Qwen2, Qwen3, GPT-2) are choices of these fields. How they are spelled in
+a foreign config.json is the business of `families`; named shapes are in `presets`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RopeScaling(Config):
 
 
 class ModelConfig(Config):
-    """Everything that decides a Transformer's arithmetic. Widths are in channels, lengths in tokens."""
+    """Everything that decides a Transformer's arithmetic. Widths in channels, lengths in tokens."""
 
     family: Family = "llama"
     vocab_size: int = Field(256, ge=1)
@@ -75,21 +75,11 @@ class ModelConfig(Config):
     eos_id: int | tuple[int, ...] | None = None
     pad_id: int | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_derived_sizes(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        size = {key: values.get(key) or cls.model_fields[key].default for key in ("width", "num_heads")}
-        if not all(isinstance(value, int) and value > 0 for value in size.values()):
-            return values
-        gated = values.get("gated_mlp", cls.model_fields["gated_mlp"].default)
-        derived = {
-            "num_kv_heads": size["num_heads"],
-            "head_dim": max(1, size["width"] // size["num_heads"]),
-            "mlp_width": _gated_width(size["width"]) if gated else 4 * size["width"],
-        }
-        return {**values, **{key: values.get(key) or value for key, value in derived.items()}}
+    @model_validator(mode="after")
+    def _fill_derived_sizes(self) -> Self:
+        for name, size in self._derived_sizes.items():
+            self.__dict__[name] = getattr(self, name) or size  # the fields are frozen
+        return self
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -106,10 +96,19 @@ class ModelConfig(Config):
         return self
 
     def resized(self, **values: Any) -> ModelConfig:
-        """A copy with some sizes replaced and those that follow from them derived anew."""
-        derived = {"num_kv_heads", "head_dim", "mlp_width"}
-        kept = {key: value for key, value in dict(self).items() if key not in derived}
+        """A copy with some sizes replaced, and those anew that had been derived from them."""
+        derived = self._derived_sizes.items()
+        kept = {key: value for key, value in self if (key, value) not in derived}
         return ModelConfig(**{**kept, **values})
+
+    @property
+    def _derived_sizes(self) -> dict[str, int]:
+        """What the sizes that may be left out follow from the others to be."""
+        return {
+            "num_kv_heads": self.num_heads,
+            "head_dim": max(1, self.width // self.num_heads),
+            "mlp_width": _gated_width(self.width) if self.gated_mlp else 4 * self.width,
+        }
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -121,30 +120,32 @@ class ModelConfig(Config):
     @property
     def num_parameters(self) -> int:
         """Number of trained values, embeddings included (a tied head counts once)."""
-        heads, groups = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        bias = self.norm == "layer"
-        attention = self.width * (heads + 2 * groups) + heads * self.width
-        attention += self.qkv_bias * (heads + 2 * groups) + self.output_bias * self.width
-        attention += 2 * self.head_dim * self.qk_norm
-        inputs = 2 if self.gated_mlp else 1
-        mlp = (inputs + 1) * self.width * self.mlp_width
-        mlp += self.mlp_bias * (inputs * self.mlp_width + self.width)
-        norms = 2 * self.width * (1 + bias)
+        norm = 2 if self.norm == "layer" else 1  # values a channel
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        biases = self.qkv_bias * (queries + 2 * keys) + self.output_bias * self.width
+        biases += self.mlp_bias * ((1 + self.gated_mlp) * self.mlp_width + self.width)
+        norms = norm * (2 * self.width + 2 * self.head_dim * self.qk_norm)
         embeddings = self.vocab_size * self.width * (1 if self.tie_embeddings else 2)
         embeddings += self.context_length * self.width * (self.position == "learned")
-        return self.num_layers * (attention + mlp + norms) + embeddings + self.width * (1 + bias)
+        layer = self._weights_in_layer + biases + norms
+        return self.num_layers * layer + embeddings + norm * self.width
 
     def flops(self, num_tokens: int, context: int) -> float:
         """Floating-point operations of a forward over tokens that each attend to `context` keys.
 
-        Two a weight that multiplies (the head included, the embedding lookup not), and
-        4 * context * heads * head_dim a layer for attention. Source: Kaplan et al. 2020, section 2.1.
+        Two for each weight of a matrix (the head included, the embedding lookup not) and token, and
+        4 * context * heads * head_dim a layer for attention; what is linear in the width is left
+        out. Source: Kaplan et al. 2020, section 2.1.
         """
-        lookup = self.vocab_size * self.width * (0 if self.tie_embeddings else 1)
-        lookup += self.context_length * self.width * (self.position == "learned")
-        weights = self.num_parameters - lookup
+        weights = self.num_layers * self._weights_in_layer + self.vocab_size * self.width
         attention = 4 * context * self.num_heads * self.head_dim * self.num_layers
         return float(num_tokens) * (2 * weights + attention)
+
+    @property
+    def _weights_in_layer(self) -> int:
+        """Number of weights in the matrices of one layer."""
+        attention = 2 * self.head_dim * (self.num_heads + self.num_kv_heads)
+        return self.width * (attention + (2 + self.gated_mlp) * self.mlp_width)
 
 
 def _gated_width(width: int) -> int:

@@ -1,7 +1,7 @@
 """What one forward pass is about: where its tokens stand, what they may see, who watches.
 
-A `ForwardPass` is made once a pass and handed down to every layer, so that a layer keeps no state of
-its own.
+A `ForwardPass` is made once a pass and handed down to every layer, so that a layer keeps no state
+of its own.
 """
 
 from __future__ import annotations

@@ -9,14 +9,14 @@
     residual.after      [B, T, C]     what leaves a block
     logits              [B, T, V]     the head's output (layer -1)
 
-An intervention is a declared value, not code: it travels as Python or JSON and names its layers, heads
-and positions. A forward without hooks does not compute, keep or test anything for them.
+An intervention is a declared value, not code: it travels as Python or JSON and names its layers,
+heads and positions. A forward without hooks does not compute, keep or test anything for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field, field_validator
@@ -39,7 +39,7 @@ LOGITS_LAYER = -1
 HEAD_AXIS: Mapping[str, int] = {"attention.pattern": 1, "attention.heads": 2}
 QUERY_AXIS: Mapping[str, int] = {"attention.pattern": 2}
 
-Positions = Literal["all"] | tuple[int, ...]
+Positions = Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...]
 
 
 class Intervention(Config):
@@ -71,15 +71,17 @@ class ZeroHeads(Intervention):
     def __init__(self, heads: Mapping[int, Sequence[int]] | None = None, **values: Any) -> None:
         super().__init__(**({"heads": heads} if heads is not None else {}), **values)
 
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # as in Config
+
     def check(self, config: ModelConfig) -> None:
         for layer, heads in self.heads.items():
-            _check_layer(layer, config)
-            _check_heads(heads, config)
+            check_layer(layer, config)
+            check_heads(heads, config)
 
     def changes(self, point: str, layer: int) -> bool:
         return point == "attention.heads" and bool(self.heads.get(layer))
 
-    def apply(self, point: str, layer: int, value: Tensor, at_BT: Tensor) -> Tensor:
+    def apply(self, point: str, layer: int, value: Tensor, at_BT: Tensor) -> Tensor:  # noqa: ARG002
         silenced = torch.zeros(value.shape[2], dtype=torch.bool, device=value.device)
         silenced[list(self.heads[layer])] = True
         return value.masked_fill((at_BT[:, :, None] & silenced)[..., None], 0.0)
@@ -88,7 +90,8 @@ class ZeroHeads(Intervention):
 class Replace(Intervention):
     """Put a given value at a point: a number, or a vector over the point's last axis.
 
-    With `heads` (points "attention.heads" and "attention.pattern" only) the other heads stay.
+    The pattern, whose last axis grows with the text, takes a number only. With `heads` (points
+    "attention.heads" and "attention.pattern") the other heads stay.
     """
 
     point: str
@@ -103,22 +106,28 @@ class Replace(Intervention):
 
     def check(self, config: ModelConfig) -> None:
         if self.point != "logits":
-            _check_layer(self.layer, config)
+            check_layer(self.layer, config)
+        elif self.layer != LOGITS_LAYER:
+            raise HookError(f"logits belong to no layer, not to {self.layer}.", fix="leave it out.")
         if self.heads is not None:
             if self.point not in HEAD_AXIS:
                 raise HookError(f"{self.point} has no heads.", fix="leave `heads` out.")
-            _check_heads(self.heads, config)
-        width = {"attention.heads": config.head_dim, "logits": config.vocab_size}
-        expected = width.get(self.point, config.width)
-        if isinstance(self.value, tuple) and len(self.value) != expected:
-            raise HookError(
-                f"{self.point} holds {expected} values a position, the replacement {len(self.value)}."
-            )
+            check_heads(self.heads, config)
+        if isinstance(self.value, tuple):
+            self._check_vector(self.value, config)
+
+    def _check_vector(self, value: Sequence[float], config: ModelConfig) -> None:
+        if self.point == "attention.pattern":
+            raise HookError("attention.pattern is replaced by a number, not by a vector.")
+        widths = {"attention.heads": config.head_dim, "logits": config.vocab_size}
+        expected = widths.get(self.point, config.width)
+        if len(value) != expected:
+            raise HookError(f"{self.point} is {expected} wide, the replacement {len(value)}.")
 
     def changes(self, point: str, layer: int) -> bool:
         return point == self.point and layer == self.layer
 
-    def apply(self, point: str, layer: int, value: Tensor, at_BT: Tensor) -> Tensor:
+    def apply(self, point: str, layer: int, value: Tensor, at_BT: Tensor) -> Tensor:  # noqa: ARG002
         mask = at_BT.reshape(at_BT.shape[0], at_BT.shape[1], *[1] * (value.dim() - 2))
         if point in QUERY_AXIS:
             mask = mask.transpose(1, QUERY_AXIS[point])
@@ -162,7 +171,7 @@ class Hooks:
         )
 
     def at(self, point: str, layer: int, value: Tensor, positions_BT: Tensor) -> Tensor:
-        """The value that goes on from here: changed by the interventions, shown to the recorders."""
+        """The value that goes on: changed by the interventions, then shown to the recorders."""
         for intervention in self.interventions:
             if intervention.changes(point, layer):
                 touched = _where(intervention.positions, positions_BT)
@@ -187,12 +196,14 @@ def check_point(point: str) -> str:
     return point
 
 
-def _check_layer(layer: int, config: ModelConfig) -> None:
+def check_layer(layer: int, config: ModelConfig) -> None:
+    """Raises HookError where the model has no such layer."""
     if not 0 <= layer < config.num_layers:
         raise HookError(f"The model has layers 0..{config.num_layers - 1}, not {layer}.")
 
 
-def _check_heads(heads: Sequence[int], config: ModelConfig) -> None:
+def check_heads(heads: Sequence[int], config: ModelConfig) -> None:
+    """Raises HookError where a layer of the model lacks one of the heads."""
     for head in heads:
         if not 0 <= head < config.num_heads:
             raise HookError(f"A layer has heads 0..{config.num_heads - 1}, not {head}.")

@@ -9,7 +9,7 @@ from stepwell.model.config import ModelConfig
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, computed in float32. Source: Zhang and Sennrich 2019."""
+    """x / rms(x) * weight over the last axis, in float32. Source: Zhang and Sennrich 2019."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(config: ModelConfig, width: int | None = None) -> nn.Module:
-    """The normalisation that the configuration names, over `width` channels (the model's by default)."""
+    """The normalisation that the configuration names, over `width` channels (else the model's)."""
     width = width or config.width
     if config.norm == "layer":
         return nn.LayerNorm(width, eps=config.norm_eps)

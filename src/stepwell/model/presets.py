@@ -1,7 +1,7 @@
 """Named shapes: `presets["tiny"]` and the sizes that people ask for by name.
 
-A preset is a starting point: `presets["tiny"].resized(num_layers=4)` changes it, and a trainer sets the
-vocabulary to its tokenizer's.
+A preset is a starting point: `presets["tiny"].resized(num_layers=4)` changes it, and a trainer sets
+the vocabulary to its tokenizer's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from stepwell.model.config import ModelConfig
 GPT2_VOCABULARY = 50_257
 
 
-def gpt2_shape(width: int, num_layers: int, num_heads: int, context_length: int = 512) -> ModelConfig:
+def gpt2_shape(
+    width: int, num_layers: int, num_heads: int, context_length: int = 512
+) -> ModelConfig:
     """A GPT-2 of the given shape, with GPT-2's vocabulary."""
     return ModelConfig(
         family="gpt2",

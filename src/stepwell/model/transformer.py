@@ -32,9 +32,7 @@ class Transformer(nn.Module):
         self.gradient_checkpointing = False
         self.embed = nn.Embedding(config.vocab_size, config.width)
         learned = config.position == "learned"
-        self.position_embed = (
-            nn.Embedding(config.context_length, config.width) if learned else None
-        )
+        self.position_embed = nn.Embedding(config.context_length, config.width) if learned else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_norm = make_norm(config)
         self.head = (
@@ -58,13 +56,15 @@ class Transformer(nn.Module):
         self, ids_BT: Tensor, *, view: CacheView | None = None, hooks: Hooks | None = None
     ) -> Tensor:
         """Logits [B, T, V]. With a view, ids are the view's new tokens and see its rows' past."""
-        return self.logits(self.hidden(ids_BT, view=view, hooks=hooks), hooks=hooks, view=view)
+        hidden_BTC = self.hidden(ids_BT, view=view, hooks=hooks)
+        positions_BT = None if view is None else view.positions_BT
+        return self.logits(hidden_BTC, hooks=hooks, positions_BT=positions_BT)
 
     def hidden(
         self, ids_BT: Tensor, *, view: CacheView | None = None, hooks: Hooks | None = None
     ) -> Tensor:
         """What the head reads, [B, T, C]: the residual stream after the final norm."""
-        self._check(ids_BT, view)
+        self._check(ids_BT, view, hooks)
         step = ForwardPass(ids_BT, view=view, hooks=hooks)
         x_BTC = self._embed(ids_BT, step)
         for block in self.blocks:
@@ -75,19 +75,28 @@ class Transformer(nn.Module):
         return self.final_norm(x_BTC)  # type: ignore[no-any-return]
 
     def logits(
-        self, hidden_BTC: Tensor, *, hooks: Hooks | None = None, view: CacheView | None = None
+        self,
+        hidden_BTC: Tensor,
+        *,
+        hooks: Hooks | None = None,
+        positions_BT: Tensor | None = None,
     ) -> Tensor:
-        """The head applied to hidden states [B, T, C], or to any selection of them."""
-        weight = self.embed.weight if self.head is None else self.head.weight
-        logits_BTV = F.linear(hidden_BTC, weight)
+        """The head applied to hidden states [B, T, C], or to any selection of them.
+
+        `positions_BT` tells hooks where those stand; 0..T-1 when not given.
+        """
+        logits_BTV = F.linear(
+            hidden_BTC, self.embed.weight if self.head is None else self.head.weight
+        )
         if hooks is None:
             return logits_BTV
-        positions = (
-            view.positions_BT
-            if view is not None
-            else torch.arange(hidden_BTC.shape[1], device=self.device).expand(hidden_BTC.shape[:2])
-        )
-        return hooks.at("logits", LOGITS_LAYER, logits_BTV, positions)
+        if positions_BT is None:
+            positions_T = torch.arange(hidden_BTC.shape[1], device=self.device)
+            positions_BT = positions_T.expand(hidden_BTC.shape[:2])
+        if positions_BT.shape != hidden_BTC.shape[:2]:
+            states, positions = list(hidden_BTC.shape[:2]), list(positions_BT.shape)
+            raise ShapeError(f"{states} hidden states have {positions} positions.")
+        return hooks.at("logits", LOGITS_LAYER, logits_BTV, positions_BT)
 
     def new_cache(self, max_rows: int, context_length: int | None = None) -> KVCache:
         """An empty cache that fits this model, on its device and in its dtype."""
@@ -115,9 +124,10 @@ class Transformer(nn.Module):
                 elif parameter.dim() == 1:
                     parameter.fill_(1.0)
                 else:
-                    scale = into_residual if name.endswith(("o_proj.weight", "down.weight")) else 1.0
-                    drawn = torch.randn(parameter.shape, generator=generator)
-                    parameter.copy_(drawn * (scale * parameter.shape[-1] ** -0.5))
+                    scale = parameter.shape[-1] ** -0.5
+                    if name.endswith(("o_proj.weight", "down.weight")):
+                        scale *= into_residual
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
     def _embed(self, ids_BT: Tensor, step: ForwardPass) -> Tensor:
         x_BTC: Tensor = self.embed(ids_BT)
@@ -130,23 +140,30 @@ class Transformer(nn.Module):
             step.rope = self._rope.at(step.positions_BT, step.length, x_BTC.dtype)
         return x_BTC
 
-    def _check(self, ids_BT: Tensor, view: CacheView | None) -> None:
-        if ids_BT.dim() != 2:
-            raise ShapeError(f"ids must be [rows, tokens], not {list(ids_BT.shape)}.")
+    def _check(self, ids_BT: Tensor, view: CacheView | None, hooks: Hooks | None) -> None:
+        if ids_BT.dim() != 2 or ids_BT.is_floating_point():
+            shape = list(ids_BT.shape)
+            raise ShapeError(f"ids must be integers [rows, tokens], not {ids_BT.dtype} {shape}.")
         if ids_BT.device != self.device:
             raise DeviceError(
                 f"ids are on {ids_BT.device}, the model is on {self.device}.",
                 fix=f"ids.to({str(self.device)!r})",
             )
+        if view is not None and view.positions_BT.device != self.device:
+            raise DeviceError(
+                f"The cache is on {view.positions_BT.device}, the model is on {self.device}.",
+                fix="make the cache with model.new_cache.",
+            )
+        if hooks is not None:
+            hooks.check(self.config)
         if view is None and ids_BT.shape[1] > self.config.context_length:
             raise PromptError(
                 f"{ids_BT.shape[1]} tokens do not fit the context of {self.config.context_length}.",
                 fix="shorten the text or use a model with a longer context.",
             )
         if view is not None and tuple(ids_BT.shape) != tuple(view.positions_BT.shape):
-            raise ShapeError(
-                f"ids are {list(ids_BT.shape)}, the cache view expects {list(view.positions_BT.shape)}."
-            )
+            expected = list(view.positions_BT.shape)
+            raise ShapeError(f"ids are {list(ids_BT.shape)}, the cache view expects {expected}.")
 
 
 class Block(nn.Module):

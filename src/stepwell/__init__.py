@@ -1,0 +1,73 @@
+"""stepwell: train, look inside, generate from and cascade decoder-only transformers.
+
+    import stepwell as sw
+
+Names are imported when they are first used, so that importing the package loads neither torch nor
+anything else that is heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from stepwell.errors import StepwellError
+from stepwell.version import __version__
+
+if TYPE_CHECKING:
+    from stepwell import tasks as tasks
+    from stepwell.cascade import stopping as stopping
+    from stepwell.cascade.pipeline import Cascade as Cascade
+    from stepwell.generate.engine import InferenceEngine as InferenceEngine
+    from stepwell.generate.request import Request as Request
+    from stepwell.generate.request import SamplingParams as SamplingParams
+    from stepwell.generate.text import TextGenerator as TextGenerator
+    from stepwell.model.config import ModelConfig as ModelConfig
+    from stepwell.model.hooks import Replace as Replace
+    from stepwell.model.hooks import ZeroHeads as ZeroHeads
+    from stepwell.model.presets import presets as presets
+    from stepwell.model.transformer import Transformer as Transformer
+    from stepwell.model.weights import load_model as load_model
+    from stepwell.model.weights import save_model as save_model
+    from stepwell.study.heatmap import heatmap as heatmap
+    from stepwell.tasks import Example as Example
+    from stepwell.tasks import Task as Task
+    from stepwell.text.tokenizer import Tokenizer as Tokenizer
+    from stepwell.train.config import TrainerConfig as TrainerConfig
+    from stepwell.train.trainer import Trainer as Trainer
+
+_HOMES = {
+    "Cascade": "stepwell.cascade.pipeline",
+    "Example": "stepwell.tasks",
+    "InferenceEngine": "stepwell.generate.engine",
+    "ModelConfig": "stepwell.model.config",
+    "Replace": "stepwell.model.hooks",
+    "Request": "stepwell.generate.request",
+    "SamplingParams": "stepwell.generate.request",
+    "Task": "stepwell.tasks",
+    "TextGenerator": "stepwell.generate.text",
+    "Tokenizer": "stepwell.text.tokenizer",
+    "Trainer": "stepwell.train.trainer",
+    "TrainerConfig": "stepwell.train.config",
+    "Transformer": "stepwell.model.transformer",
+    "ZeroHeads": "stepwell.model.hooks",
+    "heatmap": "stepwell.study.heatmap",
+    "load_model": "stepwell.model.weights",
+    "presets": "stepwell.model.presets",
+    "save_model": "stepwell.model.weights",
+}
+_MODULES = {"stopping": "stepwell.cascade.stopping", "tasks": "stepwell.tasks"}
+
+__all__ = ["StepwellError", "__version__", *sorted({**_HOMES, **_MODULES})]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'stepwell' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,77 @@
+"""The ladder file: which stages there are, how to make them, and how to decide between them.
+
+Owns the schema of ladder.yaml and where its parts lie on disk. What was fitted is kept beside it, in
+a folder named after it: `ladder.yaml` and `ladder.fitted/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from stepwell.config import Config, read_yaml, write_yaml
+
+
+class StageConfig(Config):
+    """One stage: a model directory, and optionally what to train to get it."""
+
+    name: str = Field(min_length=1)
+    model: str = Field(description="model directory, relative to the ladder file")
+    train: dict[str, Any] | None = Field(None, description="how to make it: task, preset, steps")
+
+
+class RiskConfig(Config):
+    """How much doubt counts: kappa standard deviations of the gain, 0 for none."""
+
+    kappa: float = 0.0
+
+
+class PolicyConfig(Config):
+    """The price of a failure. `auto` keeps the largest stage's quality within a point."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    lam: float | Literal["auto"] = Field("auto", alias="lambda")
+    mode: Literal["anew"] = Field("anew", description="every stage answers the prompt anew")
+    risk: RiskConfig = RiskConfig()
+
+
+class ServingConfig(Config):
+    """How many rows a stage runs at once; costs are measured at this batch size."""
+
+    max_rows: int = Field(64, ge=1)
+
+
+class LadderConfig(Config):
+    """A ladder of stages, smallest first."""
+
+    format_version: Literal[1] = 1
+    stages: tuple[StageConfig, ...] = Field(min_length=2)
+    policy: PolicyConfig = PolicyConfig()
+    costs: Literal["measured", "flops"] = "measured"
+    serving: ServingConfig = ServingConfig()
+    sampling: dict[str, Any] = Field(default_factory=dict, description="fields of SamplingParams")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two stages share a name: {', '.join(names)}")
+        return self
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """The ladder that a file describes. Raises ConfigError that names the file and the field."""
+        return cls.parse(read_yaml(path), where=str(path))
+
+    def write(self, path: str | Path) -> None:
+        """Save the ladder as YAML, without the fields that have their defaults."""
+        plain = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        write_yaml(path, {"format_version": 1, **plain})
+
+
+def fitted_directory(ladder_file: str | Path) -> Path:
+    """Where what was fitted for a ladder file lies."""
+    return Path(ladder_file).with_suffix(".fitted")

@@ -1,0 +1,54 @@
+"""A stage: anything that answers prompts and says how likely each of its tokens was.
+
+`Stage` is the protocol, `LocalStage` a model of ours. Stages are numbered from 1, smallest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from stepwell.generate.request import Completion
+from stepwell.generate.text import Progress, TextGenerator
+
+
+class Stage(Protocol):
+    """What the cascade asks of a stage."""
+
+    name: str
+
+    def answer(
+        self, prompts: Sequence[str], *, progress: Progress | None = None, **sampling: Any
+    ) -> list[Completion]:
+        """One completion for each prompt, in order, with the log-probability of every token."""
+
+    def flops(self, completion: Completion) -> float:
+        """Floating-point operations that an answer took, its prompt included."""
+
+
+class LocalStage:
+    """A model directory run by our own engine."""
+
+    def __init__(self, name: str, generator: TextGenerator) -> None:
+        self.name = name
+        self.generator = generator
+
+    @classmethod
+    def load(cls, name: str, directory: str | Path, *, max_rows: int = 64) -> LocalStage:
+        """The stage that runs a model directory, up to `max_rows` prompts at once."""
+        return cls(name, TextGenerator.load(directory, max_rows=max_rows))
+
+    def answer(
+        self, prompts: Sequence[str], *, progress: Progress | None = None, **sampling: Any
+    ) -> list[Completion]:
+        batches = self.generator.generate_batch(
+            prompts, progress=progress, logprobs=0, **{**sampling, "n": 1}
+        )
+        return [choices[0] for choices in batches]
+
+    def flops(self, completion: Completion) -> float:
+        config = self.generator.model.config
+        # The last token is sampled but never fed back.
+        tokens = completion.usage.total_tokens - 1
+        return config.flops(tokens, context=tokens // 2)

@@ -1,0 +1,1 @@
+"""Evaluation: how good and how dear models and cascades are, measured with intervals."""

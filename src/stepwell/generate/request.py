@@ -1,0 +1,301 @@
+"""What is asked of the engine and what comes back: sampling parameters, requests, events, results.
+
+Owns these values and their bounds, the defaults that a model's generation_config.json declares, and
+the named presets. Does no arithmetic and imports no torch: what the parameters do to logits is
+sampling.py's.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, Self
+
+import pydantic
+
+from stepwell.config import Config
+from stepwell.errors import ConfigError, PromptError
+
+GREEDY_BELOW: Final = 1e-5
+"""Lower temperatures only tell apart logits that differ by rounding, and overflow float32."""
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+def between(low: float, high: float, *, open_low: bool = False) -> pydantic.AfterValidator:
+    """A check that a number lies in [low, high], or in (low, high]; its error names the range."""
+    expected = f"above {low} and at most {high}" if open_low else f"from {low} to {high}"
+
+    def check(value: float) -> float:
+        if low <= value <= high and not (open_low and value == low):
+            return value
+        raise ValueError(f"expected a number {expected}")
+
+    return pydantic.AfterValidator(check)
+
+
+TokenId = Annotated[int, between(0, 2**31 - 1)]
+Penalty = Annotated[float, between(-2, 2)]
+Count = Annotated[int, between(0, 2**31 - 1)]
+StopString = Annotated[str, pydantic.StringConstraints(min_length=1)]
+
+
+class SamplingParams(Config):
+    """How tokens are chosen and when to stop. The order in which fields act is sampling.py's."""
+
+    model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
+
+    temperature: Annotated[float, between(0, 100)] = 1.0
+    """Divides the logits; 0, or anything below 1e-5, takes the likeliest token (greedy)."""
+    top_k: Count = 0
+    """Keep the k likeliest tokens and those tied with the last of them; 0 keeps all."""
+    top_p: Annotated[float, between(0, 1, open_low=True)] = 1.0
+    """Keep the fewest likeliest tokens that together hold this probability."""
+    min_p: Annotated[float, between(0, 1)] = 0.0
+    """Drop tokens less likely than this share of the likeliest one."""
+    repetition_penalty: Annotated[float, between(0, 100, open_low=True)] = 1.0
+    """Divides positive, multiplies negative logits of tokens in prompt and answer; 1 is off."""
+    repetition_window: Count = 0
+    """How many of the last tokens repetition_penalty looks at; 0 is all of them."""
+    presence_penalty: Penalty = 0.0
+    """Subtracted from the logit of each token that the answer holds already."""
+    frequency_penalty: Penalty = 0.0
+    """Subtracted from a token's logit once for each time that the answer holds it already."""
+    no_repeat_ngram_size: Count = 0
+    """No run of this many tokens occurs twice in prompt and answer; 0 is off."""
+    banned_tokens: tuple[TokenId, ...] = ()
+    """Tokens that are never chosen, unless forced."""
+    forced_tokens: tuple[TokenId, ...] = ()
+    """The first tokens of the answer."""
+    max_new_tokens: Annotated[int, between(1, 2**31 - 1)] = 64
+    """The longest answer, in tokens."""
+    min_new_tokens: Count = 0
+    """Before this many tokens the answer cannot end by itself."""
+    n: Annotated[int, between(1, 1024)] = 1
+    """Answers to each prompt; num_return_sequences is taken for it."""
+    seed: Annotated[int, between(-(2**63), 2**63 - 1)] = 0
+    """Same seed, same answer."""
+    ignore_eos: bool = False
+    """Generate on past end-of-sequence tokens."""
+    stop: Annotated[tuple[StopString, ...], pydantic.Field(max_length=16)] = ()
+    """Strings at which the answer ends, without them; at most 16."""
+    newline_run_limit: Count = 0
+    """The most newline tokens in a row in the answer; 0 is no limit."""
+    do_sample: bool | None = None
+    """False is greedy whatever the temperature."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _take_other_spellings(cls, values: Any) -> Any:
+        """`values` with num_return_sequences renamed to n and a single stop string made a tuple."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if "num_return_sequences" in values:
+            count = values.pop("num_return_sequences")
+            if values.setdefault("n", count) != count:
+                raise ValueError(
+                    f"n is {values['n']} but num_return_sequences is {count}; give one"
+                )
+        if isinstance(values.get("stop"), str):
+            values["stop"] = (values["stop"],)
+        return values
+
+    @pydantic.model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        """Itself. Raises where what must be generated is longer than max_new_tokens."""
+        for name, length in (
+            ("min_new_tokens", self.min_new_tokens),
+            ("the number of forced_tokens", len(self.forced_tokens)),
+        ):
+            if length > self.max_new_tokens:
+                raise ValueError(
+                    f"{name} is {length}, expected at most max_new_tokens, {self.max_new_tokens}"
+                )
+        return self
+
+    @property
+    def greedy(self) -> bool:
+        """Whether each token is the likeliest one and no noise is needed."""
+        return self.do_sample is False or self.temperature < GREEDY_BELOW
+
+    @classmethod
+    def from_generation_config(
+        cls, values: Mapping[str, Any], *, where: str = "generation_config.json"
+    ) -> Self:
+        """The parameters that a generation_config.json declares; the rest have our defaults.
+
+        `do_sample: false` becomes temperature 0, so that a temperature asked for later counts.
+        Raises ConfigError for a key that may change the answer and that is not supported here,
+        unless its value turns it off.
+        """
+        given = {key: value for key, value in values.items() if value is not None}
+        for key in sorted(given.keys() - _TAKEN.keys() - _READ_HERE - _IGNORED):
+            if key not in _OFF or given[key] != _OFF[key]:
+                raise ConfigError(
+                    f"{where}: {key} is {given[key]!r}, which stepwell does not support.",
+                    fix=f"remove {key} from the file, or pass sampling parameters of your own.",
+                )
+        taken = {ours: given[theirs] for theirs, ours in _TAKEN.items() if theirs in given}
+        if given.get("do_sample") is False:
+            taken["temperature"] = 0.0
+        banned = [
+            *given.get("suppress_tokens", ()),
+            *_single(given.get("bad_words_ids", ()), where),
+        ]
+        return cls.parse({**taken, "banned_tokens": banned}, where=where)
+
+
+def _single(words: Iterable[list[int]], where: str) -> list[int]:
+    """The tokens of words of one token each. Raises ConfigError for a longer word."""
+    for word in words:
+        if len(word) != 1:
+            raise ConfigError(
+                f"{where}: bad_words_ids holds {word}, expected words of one token each.",
+                fix="remove the word from the file, or pass sampling parameters of your own.",
+            )
+    return [word[0] for word in words]
+
+
+SAMPLING_PRESETS: Final[Mapping[str, SamplingParams]] = MappingProxyType(
+    {
+        "study": SamplingParams(temperature=0.6, top_k=50, top_p=0.95, max_new_tokens=2048),
+        "chat": SamplingParams(temperature=0.7, top_p=0.9, repetition_penalty=1.1),
+    }
+)
+"""Named parameters: `study` compares models on reasoning, `chat` talks without repeating itself."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and what to do with it. Lists of ids or interventions are taken and kept as tuples.
+
+    Raises PromptError where the prompt is empty; ids are held against the vocabulary by the engine.
+    """
+
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    interventions: tuple[Any, ...] = ()
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt_ids", tuple(int(token) for token in self.prompt_ids))
+        object.__setattr__(self, "interventions", tuple(self.interventions))
+        if not self.prompt_ids:
+            raise PromptError(
+                f"request {self.request_id}: the prompt holds no token, expected at least one.",
+                fix="begin the prompt with the tokenizer's beginning-of-sequence token.",
+            )
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that a request took; cached_tokens of the prompt came from the prefix cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished answer; logprobs are the model's own, before any sampling parameter."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One more token of a choice, with the model's own log-probability of it where asked for."""
+
+    choice: int
+    token_id: int
+    logprob: float | None = None
+
+
+@dataclass(frozen=True)
+class FinishedEvent:
+    """The end of a choice."""
+
+    choice: int
+    reason: FinishReason
+    usage: Usage
+
+
+Event = TokenEvent | FinishedEvent
+
+_TAKEN: Final = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "no_repeat_ngram_size": "no_repeat_ngram_size",
+    "max_new_tokens": "max_new_tokens",
+    "min_new_tokens": "min_new_tokens",
+    "num_return_sequences": "n",
+    "stop_strings": "stop",
+}
+"""Keys of a generation_config.json, and our fields that mean the same."""
+
+_READ_HERE: Final = frozenset({"do_sample", "suppress_tokens", "bad_words_ids"})
+
+_OFF: Final[Mapping[str, Any]] = {
+    "constraints": [],
+    "diversity_penalty": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "generation_kwargs": {},
+    "guidance_scale": 1,
+    "min_length": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "penalty_alpha": 0,
+    "remove_invalid_values": False,
+    "token_healing": False,
+    "typical_p": 1,
+}
+"""Keys that change the answer, each with the value at which it does not."""
+
+_IGNORED: Final = frozenset(
+    {
+        # Token ids: the tokenizer and the engine read them where they need them.
+        *("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id"),
+        # The engine ends where the context does.
+        "max_length",
+        # What beam search does with its beams, which are one.
+        *("early_stopping", "length_penalty"),
+        # A constant added to a row of logits moves no choice.
+        "renormalize_logits",
+        # How the same answer is computed: caches, compilation, lossless speculation.
+        *("assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind"),
+        *("cache_config", "cache_implementation", "compile_config", "continuous_batching_config"),
+        *(
+            "disable_compile",
+            "is_assistant",
+            "low_memory",
+            "max_cache_len",
+            "max_matching_ngram_size",
+        ),
+        *("num_assistant_tokens", "num_assistant_tokens_schedule", "prefill_chunk_size"),
+        *("prompt_lookup_num_tokens", "return_legacy_cache", "target_lookbehind", "use_cache"),
+        # What transformers hands back beside the text, and where the file came from.
+        *("output_attentions", "output_hidden_states", "output_logits", "output_scores"),
+        *("return_dict_in_generate", "transformers_version"),
+        *("_commit_hash", "_from_model_config", "_original_object_hash"),
+    }
+)
+"""Keys that have no say in which tokens are chosen."""

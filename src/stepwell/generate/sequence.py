@@ -1,0 +1,99 @@
+"""A request on its way through the engine: one sequence for each of its choices, and the caller's handle.
+
+Owns the state of what is being generated. The engine moves it; nothing here touches a tensor.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence as Series
+
+from stepwell.generate.request import Event, FinishedEvent, FinishReason, Request, TokenEvent, Usage
+
+
+class Sequence:
+    """One choice of a request. `pending` are tokens that are known but not yet in the cache.
+
+    At first those are the prompt; after that, the token sampled last. A sequence is sampled from when
+    its pending tokens have all gone through the model. `row` is its cache row while it runs, else -1.
+    """
+
+    __slots__ = ("choice", "finish_reason", "generated", "handle", "pending", "request", "row")
+
+    def __init__(self, handle: Handle, choice: int) -> None:
+        self.handle = handle
+        self.request = handle.request
+        self.choice = choice
+        self.pending: Series[int] = handle.request.prompt_ids
+        self.generated: list[int] = []
+        self.row = -1
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def position(self) -> int:
+        """Position of the next token to be sampled, counted from the start of the prompt."""
+        return len(self.request.prompt_ids) + len(self.generated)
+
+    def take(self, token_id: int) -> FinishReason | None:
+        """Append a sampled token; returns why the sequence ends with it, or None."""
+        self.generated.append(token_id)
+        self.pending = (token_id,)
+        if token_id in self.handle.stop_ids:
+            return "stop"
+        return "length" if len(self.generated) >= self.handle.room else None
+
+
+class Handle:
+    """What `submit` returns: iterate over it for the request's events, or cancel it.
+
+    Iterating drives the whole engine, so the other requests advance with this one.
+    room: the most tokens each choice may get. stop_ids: token ids that end a choice.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        room: int,
+        stop_ids: frozenset[int],
+        drive: Callable[[], object],
+        finish: Callable[[Sequence, FinishReason], None],
+    ) -> None:
+        self.request, self.room, self.stop_ids = request, room, stop_ids
+        self.sequences = [Sequence(self, choice) for choice in range(request.sampling.n)]
+        self._events: deque[Event] = deque()
+        self._drive, self._finish = drive, finish
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every choice has ended; events may still wait to be read."""
+        return all(sequence.finish_reason is not None for sequence in self.sequences)
+
+    def __iter__(self) -> Iterator[Event]:
+        while self._events or not self.is_finished:
+            yield from self.drain()
+            if not self.is_finished:
+                self._drive()
+
+    def drain(self) -> Iterator[Event]:
+        """The events that wait, and those that come while they are read; drives nothing."""
+        while self._events:
+            yield self._events.popleft()
+
+    def cancel(self, choice: int | None = None) -> None:
+        """End one choice, or all of them, and free what they hold. Ended ones stay as they are."""
+        for sequence in self.sequences:
+            if choice in (None, sequence.choice) and sequence.finish_reason is None:
+                self._finish(sequence, "cancelled")
+
+    def emit(self, event: TokenEvent) -> None:
+        """Queue a token for the caller."""
+        self._events.append(event)
+
+    def finished(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Record why a choice ended and queue that for the caller."""
+        sequence.finish_reason = reason
+        usage = Usage(
+            prompt_tokens=len(self.request.prompt_ids), completion_tokens=len(sequence.generated)
+        )
+        self._events.append(FinishedEvent(sequence.choice, reason, usage))

@@ -1,0 +1,114 @@
+"""The text of one answer as it grows: token ids in, text that is final out.
+
+Text is held back while it could still be the beginning of a stop string, or of a character that the next
+token completes, so that nothing shown is ever taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Series
+
+from stepwell.generate.request import Completion, FinishedEvent, TokenEvent
+from stepwell.text.detokenize import IncrementalDecoder
+from stepwell.text.tokenizer import Tokenizer
+
+
+class StopMatcher:
+    """Finds the first of several stop strings in text that arrives in pieces."""
+
+    def __init__(self, stops: Series[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.matched = False
+
+    def push(self, piece: str) -> str:
+        """The text that is now known to come before any stop string."""
+        if self.matched:
+            return ""
+        text = self._held + piece
+        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            self.matched, self._held = True, ""
+            return text[: min(found)]
+        kept = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+    def flush(self) -> str:
+        """What was held back, where no stop string came of it."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
+
+
+class Transcript:
+    """One choice's tokens, log-probabilities and text. Decodes as it goes only where it must.
+
+    `prefix` is put before the text of the completion (the prompt, where the caller wants it back).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stop_ids: frozenset[int],
+        stops: Series[str],
+        stream: bool,
+        prefix: str = "",
+    ) -> None:
+        self.completion: Completion | None = None
+        self._tokenizer, self._stop_ids = tokenizer, stop_ids
+        self._decoder = IncrementalDecoder(tokenizer) if stream or stops else None
+        self._matcher = StopMatcher(stops)
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+        self._pieces = [prefix]
+
+    @property
+    def reached_stop(self) -> bool:
+        """Whether a stop string has been completed."""
+        return self._matcher.matched
+
+    @property
+    def finished(self) -> Completion:
+        """The completion of a choice that has ended."""
+        assert self.completion is not None, "the engine has not ended this choice"
+        return self.completion
+
+    def push(self, event: TokenEvent) -> str:
+        """Take a token; returns the text that is final now (always "" where nothing streams)."""
+        self._ids.append(event.token_id)
+        if event.logprob is not None:
+            self._logprobs.append(event.logprob)
+        if self._decoder is None or event.token_id in self._stop_ids:
+            return ""
+        return self._keep(self._matcher.push(self._decoder.push(event.token_id)))
+
+    def finish(self, event: FinishedEvent) -> str:
+        """Take the end of the choice; returns the rest of the text and sets `completion`."""
+        rest = self._keep(self._rest())
+        self.completion = Completion(
+            text="".join(self._pieces),
+            token_ids=tuple(self._ids),
+            finish_reason="stop" if self.reached_stop else event.reason,
+            usage=event.usage,
+            logprobs=tuple(self._logprobs),
+        )
+        return rest
+
+    def _rest(self) -> str:
+        if self.reached_stop:
+            return ""
+        if self._decoder is None:
+            shown = [token for token in self._ids if token not in self._stop_ids]
+            return self._tokenizer.decode(shown)
+        return self._matcher.push(self._decoder.flush()) + self._matcher.flush()
+
+    def _keep(self, piece: str) -> str:
+        self._pieces.append(piece)
+        return piece

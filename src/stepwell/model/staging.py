@@ -1,0 +1,79 @@
+"""Replacing the files of a directory together: all of them change, or none does.
+
+Owns the order of renames and what is done about one that was cut off. Knows nothing of what the files
+hold; whoever writes them flushes them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LEAVING = "leaving"  # old files on their way out
+_REPLACED = "replaced"  # all the old files
+
+
+@contextmanager
+def staged(directory: Path, *, marker: str, belongs: Callable[[str], bool]) -> Iterator[Path]:
+    """An empty directory to write into; when the block ends well, its files become `directory`'s.
+
+    They replace every file whose name `belongs`; all others stay. Where anything raises, nothing has
+    changed. A new directory, or a change of one file, is a single rename. Otherwise `marker`, one of
+    the files, leaves first and comes last: whoever finds the directory without it knows that a save
+    was killed between two renames, and the next save first puts the old files back. One process at a
+    time may save into a directory.
+    """
+    present = directory.is_dir()
+    stage = directory / ".saving" if present else directory.with_name(f".{directory.name}.saving")
+    _clear(stage, directory, marker, belongs)
+    stage.mkdir(parents=True)
+    try:
+        yield stage
+        if present:
+            _exchange(stage, directory, marker, belongs)
+        else:
+            os.rename(stage, directory)
+    finally:
+        _clear(stage, directory, marker, belongs)
+
+
+def _exchange(stage: Path, directory: Path, marker: str, belongs: Callable[[str], bool]) -> None:
+    new = {path.name for path in stage.iterdir()}
+    old = {path.name for path in directory.iterdir() if belongs(path.name)}
+    changed = {name for name in new if not _is_same(stage / name, directory / name)}
+    if len(changed) == 1 and old <= new:
+        name = changed.pop()
+        os.replace(stage / name, directory / name)
+        return
+    leaving = stage / _LEAVING
+    leaving.mkdir()
+    for name in _marker_first(old, marker):
+        os.replace(directory / name, leaving / name)
+    os.rename(leaving, stage / _REPLACED)
+    for name in reversed(_marker_first(new, marker)):
+        os.replace(stage / name, directory / name)
+
+
+def _clear(stage: Path, directory: Path, marker: str, belongs: Callable[[str], bool]) -> None:
+    """Remove the stage; if an exchange was cut off, put the old files back before."""
+    if not (directory / marker).exists():
+        if (stage / _REPLACED).is_dir():
+            for path in [path for path in directory.iterdir() if belongs(path.name)]:
+                path.unlink()
+        for kept in (_LEAVING, _REPLACED):
+            names = {path.name for path in (stage / kept).glob("*")}
+            for name in reversed(_marker_first(names, marker)):
+                os.replace(stage / kept / name, directory / name)
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+def _marker_first(names: set[str], marker: str) -> list[str]:
+    return sorted(names, key=lambda name: (name != marker, name))
+
+
+def _is_same(new: Path, old: Path) -> bool:
+    """Whether two JSON files hold the same bytes; weights, too large to compare, count as changed."""
+    return new.suffix == ".json" and old.is_file() and new.read_bytes() == old.read_bytes()

@@ -1,0 +1,49 @@
+"""Tasks: where the data comes from. Each is a configuration from which examples follow."""
+
+from __future__ import annotations
+
+from stepwell.tasks.arithmetic import Arithmetic
+from stepwell.tasks.base import Task, task_from_plain
+from stepwell.tasks.corpus import Corpus
+from stepwell.tasks.dag import DagReachability
+from stepwell.tasks.dataset import check_leakage, read_dataset, write_dataset
+from stepwell.tasks.evaluate import VariableEvaluation
+from stepwell.tasks.example import IGNORE, SPLITS, Batch, Encoded, Example, Target
+from stepwell.tasks.facts import Facts
+from stepwell.tasks.pairs import Pairs
+from stepwell.tasks.rename import VariableRenaming
+
+TASKS: dict[str, type[Task]] = {
+    kind.name: kind
+    for kind in (
+        VariableRenaming,
+        VariableEvaluation,
+        DagReachability,
+        Facts,
+        Arithmetic,
+        Corpus,
+        Pairs,
+    )
+}
+
+__all__ = [
+    "IGNORE",
+    "SPLITS",
+    "TASKS",
+    "Arithmetic",
+    "Batch",
+    "Corpus",
+    "DagReachability",
+    "Encoded",
+    "Example",
+    "Facts",
+    "Pairs",
+    "Target",
+    "Task",
+    "VariableEvaluation",
+    "VariableRenaming",
+    "check_leakage",
+    "read_dataset",
+    "task_from_plain",
+    "write_dataset",
+]

@@ -1,0 +1,1 @@
+"""Training: a configuration in, a run folder out that is a Hugging Face model directory."""

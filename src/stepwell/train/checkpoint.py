@@ -1,0 +1,169 @@
+"""Checkpoints: directories that are there whole or not at all, with all that a trainer needs.
+
+    checkpoint-1500/  model.safetensors config.json tokenizer.json ...  a model directory
+                      optimizer.safetensors trainer.json                what training goes on from
+                      manifest.json                                     SHA-256 of each, the last
+
+Owns what is inside, which checkpoint counts, and which go. Knows nothing of the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from stepwell.config import Config, read_json, write_json
+from stepwell.errors import CheckpointError, ConfigError
+from stepwell.model.transformer import Transformer
+from stepwell.train.sealed import FORMAT_VERSION, discard, refuse_newer, verify
+
+OPTIMIZER: Final = "optimizer.safetensors"
+STATE: Final = "trainer.json"
+
+logger = logging.getLogger(__name__)
+
+
+class Best(Config):
+    """The evaluation with the lowest loss so far."""
+
+    step: int
+    metrics: dict[str, float | None]
+
+    @property
+    def loss(self) -> float:
+        """Its validation loss; infinite where that was not finite."""
+        loss = self.metrics["loss"]
+        return float("inf") if loss is None else loss
+
+
+class TrainerState(Config):
+    """Where a run stands between two steps, beyond weights and optimizer.
+
+    losses: those since the last record, None where a step was refused. random: torch's generators
+    by device, in hexadecimal. fingerprints: of the configuration and of the data.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    losses: tuple[float | None, ...]
+    metrics_bytes: int
+    random: dict[str, str]
+    threads: int
+    fingerprints: dict[str, str]
+    best: Best | None = None
+    format_version: int = FORMAT_VERSION
+
+
+# -- the checkpoints of a run --------------------------------------------------------------------
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """The directory of a step's checkpoint."""
+    return run / f"checkpoint-{step}"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """All committed checkpoints of a run, the newest first; they may be damaged."""
+    found = {
+        int(match[1]): path
+        for path in run.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    }
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint whose manifest verifies, None where the run has none.
+
+    What is damaged is logged as a warning. Raises CheckpointError where all of them are.
+    """
+    found = checkpoints(run)
+    for path in found:
+        try:
+            verify(path)
+        except CheckpointError as error:
+            logger.warning("%s Passed over: %s", path.name, error.problem)
+            continue
+        return path
+    if found:
+        raise CheckpointError(
+            f"{run}: all {len(found)} checkpoints are damaged.",
+            fix="train anew with fresh=True, or under another run name.",
+        )
+    return None
+
+
+def prune(run: Path, keep: int) -> None:
+    """Removes all but the `keep` newest checkpoints."""
+    for path in checkpoints(run)[keep:]:
+        discard(path)
+
+
+# -- what is inside ------------------------------------------------------------------------------
+
+
+def write_state(
+    directory: Path, state: TrainerState, model: Transformer, optimizer: Optimizer
+) -> None:
+    """Saves what training goes on from, beside the model's own files."""
+    save_file(optimizer_tensors(model, optimizer), directory / OPTIMIZER)
+    write_json(directory / STATE, state.plain())
+
+
+def read_state(directory: Path) -> TrainerState:
+    """The state of a verified checkpoint. Raises CheckpointError or FormatError."""
+    path = directory / STATE
+    try:
+        values = read_json(path)
+        refuse_newer(values.get("format_version", 0), path)
+        return TrainerState.parse(values, where=str(path))
+    except ConfigError as error:
+        raise CheckpointError(error.problem, fix="use another checkpoint.") from None
+
+
+def optimizer_tensors(model: Transformer, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by name: `blocks.0.mlp.up.weight.exp_avg`."""
+    return {
+        f"{name}.{key}": value.contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def read_optimizer(directory: Path, model: Transformer, optimizer: Optimizer) -> None:
+    """Gives the optimizer the state of a verified checkpoint. Raises CheckpointError."""
+    path = directory / OPTIMIZER
+    parameters = dict(model.named_parameters())
+    for full_name, value in load_file(path).items():
+        name, _, key = full_name.rpartition(".")
+        if name not in parameters:
+            raise CheckpointError(f"{path} holds {full_name}, which the model does not have.")
+        parameter = parameters[name]
+        optimizer.state[parameter][key] = value.to(parameter.device)
+
+
+def random_states(device: torch.device) -> dict[str, str]:
+    """The states of torch's generators that training on `device` draws from, in hexadecimal."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {name: state.numpy().tobytes().hex() for name, state in states.items()}
+
+
+def restore_random_states(states: Mapping[str, str], device: torch.device) -> None:
+    """Sets torch's generators to what `random_states` returned."""
+    for name, text in states.items():
+        state = torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+        if name == "cpu":
+            torch.set_rng_state(state)
+        elif device.type == name:
+            torch.cuda.set_rng_state(state, device)

@@ -1,0 +1,102 @@
+"""What training minimises and evaluation counts, at the positions that have a label.
+
+Pure functions of a model and a batch. Positions without a label cost nothing beyond the hidden
+state: the head is applied to the labelled ones only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stepwell.model.transformer import Transformer
+from stepwell.tasks.base import IGNORE, Batch
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The N labelled positions of a batch, row by row: logits [N, V] float32, the rest int64."""
+
+    logits: Tensor
+    labels: Tensor
+    depths: Tensor
+    rows: Tensor
+
+
+def labelled(model: Transformer, batch: Batch) -> Labelled:
+    """The model's logits where the batch has labels: labels[t] belongs to logits[t] as it is."""
+    rows_N, columns_N = (batch.labels != IGNORE).nonzero(as_tuple=True)
+    hidden_NC = model.hidden(batch.ids)[rows_N, columns_N]
+    return Labelled(
+        logits=model.logits(hidden_NC).float(),
+        labels=batch.labels[rows_N, columns_N],
+        depths=batch.depths[rows_N, columns_N],
+        rows=rows_N,
+    )
+
+
+def label_loss(model: Transformer, batch: Batch) -> Tensor:
+    """Mean cross entropy of the labelled positions, in nats; a scalar."""
+    seen = labelled(model, batch)
+    return F.cross_entropy(seen.logits, seen.labels)
+
+
+def label_metrics(model: Transformer, batch: Batch) -> dict[str, tuple[float, float]]:
+    """(sum, count) by name: loss and accuracy over labels, accuracy by depth, whole rows right.
+
+    An answer counts as right when every label of its row is, each predicted from the true tokens
+    before it.
+    """
+    seen = labelled(model, batch)
+    right_N = (seen.logits.argmax(1) == seen.labels).double()
+    count = float(len(right_N))
+    loss = F.cross_entropy(seen.logits, seen.labels, reduction="sum")
+    labels_B = torch.bincount(seen.rows, minlength=len(batch.ids))
+    right_B = torch.bincount(seen.rows, right_N, minlength=len(batch.ids))
+    whole = (right_B == labels_B) & (labels_B > 0)
+    return {
+        "loss": (float(loss), count),
+        "accuracy": (float(right_N.sum()), count),
+        "answer_accuracy": (float(whole.sum()), float((labels_B > 0).sum())),
+        **_by_depth(right_N, seen.depths),
+    }
+
+
+def _by_depth(right_N: Tensor, depths_N: Tensor) -> dict[str, tuple[float, float]]:
+    """(right, all) of the labels at each depth that occurs."""
+    counts = torch.bincount(depths_N).tolist()
+    rights = torch.bincount(depths_N, right_N).tolist()
+    return {
+        f"accuracy/depth_{depth}": (rights[depth], float(count))
+        for depth, count in enumerate(counts)
+        if count
+    }
+
+
+def averages(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    """The mean of each name over batches, each batch weighted by its count."""
+    names = sorted({name for part in parts for name in part})
+    means: dict[str, float] = {}
+    for name in names:
+        sums, counts = zip(*(part[name] for part in parts if name in part), strict=True)
+        means[name] = sum(sums) / sum(counts) if sum(counts) else float("nan")
+    return means
+
+
+def pieces(batch: Batch, num_pieces: int) -> list[tuple[Batch, float]]:
+    """The batch in parts of rows, each with its share of all labels; parts without labels left out.
+
+    The shares make the sum of the parts' mean losses the mean loss of the batch.
+    """
+    if num_pieces == 1:
+        return [(batch, 1.0)]
+    parts = zip(
+        *(tensor.tensor_split(num_pieces) for tensor in (batch.ids, batch.labels, batch.depths)),
+        strict=True,
+    )
+    counted = [(Batch(*part), int((part[1] != IGNORE).sum())) for part in parts]
+    total = sum(count for _, count in counted)
+    return [(part, count / total) for part, count in counted if count]

@@ -1,0 +1,180 @@
+"""The run folder: who may write in it, whose run it is, and the best weights in it.
+
+    run.yaml            the resolved configuration
+    environment.json    data, and the versions, machine and git state of each session
+    source/             the files that define a trainer or task of the user's own
+    model.safetensors config.json tokenizer.json generation_config.json manifest.json
+                        the best weights so far: a Hugging Face model directory
+
+Owns these files and the lock. Checkpoints and records have their own modules.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from stepwell.config import (
+    Config,
+    read_json,
+    read_yaml,
+    write_atomically,
+    write_json,
+    write_yaml,
+)
+from stepwell.errors import CheckpointError, ConfigError, TrainingError
+from stepwell.train.config import FREE_ON_RESUME, TrainerConfig, differences
+from stepwell.train.sealed import (
+    FORMAT_VERSION,
+    MANIFEST,
+    read_manifest,
+    refuse_newer,
+    seal,
+    staging,
+    sync,
+)
+
+LOCK: Final = ".lock"
+SHOWN: Final = 6  # differences in one message
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder with weights in it; `metrics` are those of the weights, taken at `step`."""
+
+    directory: Path
+    step: int
+    metrics: Mapping[str, float]
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """The run in a folder. Raises CheckpointError where no weights have been published yet."""
+        directory = Path(directory)
+        manifest = read_manifest(directory)
+        metrics = {
+            name: float("nan") if value is None else value
+            for name, value in manifest.get("metrics", {}).items()
+        }
+        return cls(directory, manifest.get("step", 0), metrics)
+
+
+class Description(Config):
+    """environment.json: the fingerprint of the data, and the environment of each session."""
+
+    format_version: int = FORMAT_VERSION
+    data: str
+    sessions: tuple[dict[str, Any], ...] = ()
+
+
+class RunFolder:
+    """The files of one run under `directory`, which need not exist yet."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._environment = directory / "environment.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While this lasts no other process trains here. Raises TrainingError where one does."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TrainingError(
+                    f"Another process is training in {self.directory}.",
+                    fix="wait for it, or give another run name.",
+                ) from None
+            yield
+
+    def clear(self) -> None:
+        """Removes all files of the run. Raises ConfigError where the folder is no run folder."""
+        children = [path for path in self.directory.iterdir() if path.name != LOCK]
+        if children and not (self.directory / "run.yaml").exists():
+            raise ConfigError(
+                f"{self.directory} is not empty and holds no run.yaml: it is no run folder.",
+                fix="give another run name.",
+            )
+        # run.yaml goes last: what a kill leaves is still known as a run folder
+        for path in sorted(children, key=lambda path: path.name == "run.yaml"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def sweep(self) -> None:
+        """Removes the hidden files and directories that a killed process left."""
+        for path in self.directory.glob(".*"):
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    # -- whose run it is -------------------------------------------------------------------
+
+    def claim(self, config: TrainerConfig, data: str) -> None:
+        """Makes this the folder of a configuration and its data (a fingerprint), or checks it.
+
+        Raises ConfigError that shows the difference where it is the folder of another one.
+        """
+        path = self.directory / "run.yaml"
+        if path.exists():
+            self._check(config, read_yaml(path), data)
+        else:
+            write_json(self._environment, Description(data=data).plain())
+            write_yaml(path, config.plain())
+
+    def _check(self, config: TrainerConfig, stored: Mapping[str, Any], data: str) -> None:
+        known = self._description().data
+        old = {key: value for key, value in stored.items() if key not in FREE_ON_RESUME}
+        changed = differences(old, config.arithmetic())
+        if not changed and known != data:
+            changed = [f"data (code of the task): {known[:12]} -> {data[:12]}"]
+        if changed:
+            more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+            raise ConfigError(
+                f"{self.directory} is the run of another configuration: "
+                + "; ".join(changed[:SHOWN])
+                + more
+                + ".",
+                fix="give another run name, or fresh=True (--fresh) to train anew in this folder.",
+            )
+
+    def _description(self) -> Description:
+        path = self._environment
+        try:
+            values = read_json(path)
+            refuse_newer(values["format_version"], path)
+            return Description.parse(values, where=str(path))
+        except (ConfigError, KeyError, TypeError):
+            raise CheckpointError(
+                f"{path} is missing or damaged.", fix="train anew with fresh=True."
+            ) from None
+
+    def begin_session(self, environment: Mapping[str, Any], sources: Mapping[str, Path]) -> None:
+        """Notes where this session of the run takes place and keeps its source files, by name."""
+        described = self._description()
+        sessions = (*described.sessions, dict(environment))
+        write_json(self._environment, described.changed(sessions=sessions).plain())
+        for name, path in sources.items():
+            write_atomically(self.directory / "source" / name, path.read_bytes())
+
+    # -- the best weights ------------------------------------------------------------------
+
+    def publish(
+        self, fill: Callable[[Path], None], step: int, metrics: Mapping[str, float | None]
+    ) -> None:
+        """Puts the model directory that `fill` writes into this folder, in place of the last one.
+
+        Everything is on the disk before the first old file goes. A kill between the renames leaves
+        no manifest, never one that does not fit.
+        """
+        with staging(self.directory / "weights") as hidden:
+            fill(hidden)
+            seal(hidden, step=step, metrics=dict(metrics))
+            (self.directory / MANIFEST).unlink(missing_ok=True)
+            sync(self.directory)
+            names = sorted(path.name for path in hidden.iterdir() if path.name != MANIFEST)
+            for name in [*names, MANIFEST]:
+                (hidden / name).replace(self.directory / name)
+            sync(self.directory)

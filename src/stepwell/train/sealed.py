@@ -1,0 +1,136 @@
+"""Directories that are there whole or not at all, sealed by a manifest of hashes.
+
+Owns how one is committed by a rename and how it is verified. Knows nothing of what is inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError
+
+from stepwell.config import read_json, write_json
+from stepwell.errors import CheckpointError, ConfigError, FormatError
+
+FORMAT_VERSION: Final = 1
+MANIFEST: Final = "manifest.json"
+
+
+def commit(directory: Path, fill: Callable[[Path], None]) -> None:
+    """Makes `directory` with what `fill` writes, sealed by a manifest; replaces an older one.
+
+    Raises CheckpointError where the disk refuses; then nothing is left behind.
+    """
+    with staging(directory) as hidden:
+        fill(hidden)
+        seal(hidden)
+        if directory.exists():
+            discard(directory)
+        hidden.rename(directory)
+        sync(directory.parent)
+
+
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """A hidden directory beside `target`, gone afterwards unless it was renamed.
+
+    Errors of the disk become CheckpointError.
+    """
+    hidden = target.with_name(f".{target.name}.new")
+    try:
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir()
+        yield hidden
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{target} could not be written: {error}.",
+            fix="make room on the disk; the same command goes on from the last checkpoint.",
+        ) from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def seal(directory: Path, **values: Any) -> None:
+    """Puts every file of `directory` on the disk, then the manifest that names their hashes."""
+    files = sorted(path for path in directory.iterdir() if path.name != MANIFEST)
+    for path in files:
+        sync(path)
+    digests = {path.name: sha256(path) for path in files}
+    write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **values, "files": digests})
+    sync(directory)
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """The manifest of a sealed directory, all of whose files are as it says.
+
+    Raises CheckpointError that names the file at fault, FormatError where a newer version wrote it.
+    """
+    manifest = read_manifest(directory)
+    for name, digest in manifest["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing.", fix="use another checkpoint.")
+        if sha256(path) != digest:
+            raise CheckpointError(
+                f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}.",
+                fix="use another checkpoint.",
+            )
+    return manifest
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What manifest.json says. Raises CheckpointError or FormatError."""
+    path = directory / MANIFEST
+    try:
+        manifest = read_json(path)
+        version, files = manifest["format_version"], manifest["files"]
+        sound = isinstance(version, int) and all(is_plain_name(name) for name in files)
+    except (ConfigError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{path} is missing or damaged.", fix="use another checkpoint.")
+    refuse_newer(version, path)
+    return dict(manifest)
+
+
+def refuse_newer(version: int, path: Path) -> None:
+    """Raises FormatError where `path` was written in a newer format than this."""
+    if version > FORMAT_VERSION:
+        raise FormatError(
+            f"{path} has format_version {version}, this stepwell reads up to {FORMAT_VERSION}.",
+            fix="install a newer stepwell.",
+        )
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a manifest's name stays inside of its directory."""
+    return Path(name).name == name
+
+
+def discard(directory: Path) -> None:
+    """Removes a directory; a kill halfway leaves a hidden remnant, not half of it in its place."""
+    hidden = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    directory.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def sync(path: Path) -> None:
+    """Puts a file, or the names in a directory, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

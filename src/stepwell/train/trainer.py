@@ -1,0 +1,152 @@
+"""The trainer: what is computed at each step. A subclass overrides `loss` and `metrics`.
+
+    run = Trainer(TrainerConfig(model=presets["tiny"], task=task, steps=2000)).train()
+
+Owns model, optimizer and the arithmetic of a step and of an evaluation. When these happen, and what
+is written where, is the business of `loop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from stepwell.device import pick_device, set_threads
+from stepwell.errors import TrainingError
+from stepwell.model.config import ModelConfig
+from stepwell.model.transformer import Transformer
+from stepwell.tasks.base import IGNORE, Batch, Task
+from stepwell.train.config import TrainerConfig
+from stepwell.train.log import Progress, Silent
+from stepwell.train.loop import Loop
+from stepwell.train.objective import averages, label_loss, label_metrics, labelled, pieces
+from stepwell.train.optim import learning_rate, make_optimizer, update
+from stepwell.train.plan import Plan, make_plan
+from stepwell.train.run_folder import Run, RunFolder
+
+
+class Trainer:
+    """Trains one model on one task. `train` does everything; the other methods are its parts.
+
+    model_config: the configured shape with the task's vocabulary, special tokens and, where the
+    task's texts are longer, its context length.
+    """
+
+    def __init__(self, config: TrainerConfig) -> None:
+        self.config = config
+        self.task = config.task
+        self.device = pick_device(config.device)
+        self.model_config = fitted(config.model, config.task)
+
+    # -- to be overridden ------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> Tensor:
+        """What a step minimises: a scalar with a graph, averaged over the batch's labels.
+
+        By default the mean cross entropy where labels != IGNORE; logits[t] predicts labels[t].
+        """
+        return label_loss(self.model, batch)
+
+    def metrics(self, batch: Batch) -> dict[str, tuple[float, float]]:
+        """(sum, count) by name; an evaluation divides the sums over batches. Needs a "loss".
+
+        By default loss, accuracy, answer_accuracy and accuracy/depth_N. The best weights are those
+        with the lowest "loss".
+        """
+        return label_metrics(self.model, batch)
+
+    # -- the run ---------------------------------------------------------------------------
+
+    def train(
+        self,
+        *,
+        fresh: bool = False,
+        progress: Progress | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> Run:
+        """Trains to the end, from the newest checkpoint where there is one; a finished run returns.
+
+        fresh: remove what the run's folder holds, and begin anew. stop_requested: asked between
+        steps; once it says yes the run is saved and KeyboardInterrupt raised, as with Ctrl-C.
+        torch's generators and thread count are afterwards as they were before.
+
+        Raises ConfigError where the folder is the run of another configuration, CheckpointError
+        where the disk fails or all checkpoints are damaged, TrainingError by the policy `on_nan`.
+        """
+        folder = RunFolder(self.config.directory)
+        with folder.locked(), self._surroundings():
+            if fresh:
+                folder.clear()
+            loop = Loop(self, folder, progress or Silent())
+            with loop.opened():
+                loop.run(stop_requested)
+        return Run.load(folder.directory)
+
+    def plan(self) -> Plan:
+        """Parameters, tokens, memory and disk of the run, without building the model."""
+        return make_plan(self.config, self.model_config, self.batch(0))
+
+    # -- its parts -------------------------------------------------------------------------
+
+    @cached_property
+    def model(self) -> Transformer:
+        """The model on its device, with the first weights that the seed gives."""
+        model = Transformer(self.model_config)
+        model.initialize(self.config.seed)
+        model.gradient_checkpointing = self.config.gradient_checkpointing
+        if self.config.compile:
+            for block in model.blocks:
+                block.compile()
+        return model.to(self.device)
+
+    @cached_property
+    def optimizer(self) -> AdamW:
+        """The optimizer of the model's parameters."""
+        return make_optimizer(self.model, self.config.optimizer)
+
+    def batch(self, step: int) -> Batch:
+        """The examples of step number `step` (from 0), on the CPU.
+
+        Raises TrainingError where not one of their tokens has a label.
+        """
+        size = self.config.batch_size
+        batch = self.task.batch("train", range(step * size, (step + 1) * size))
+        if not bool((batch.labels != IGNORE).any()):
+            raise TrainingError(
+                f"Step {step}: none of the {size} examples of task {self.task.name} has a label.",
+                fix="look at the examples with `stepwell preview`.",
+            )
+        return batch
+
+    def gradients(self, batch: Batch) -> Tensor:
+        """The loss of a batch, without a graph; leaves its gradients in the parameters."""
+        self.model.train()
+        self.optimizer.zero_grad()
+        losses = []
+        for piece, share in pieces(batch, self.config.gradient_accumulation):
+            with self._precision():
+                loss = self.loss(piece.to(self.device)) * share
+            loss.backward()
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def update(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Moves the weights by their gradients; (loss, gradient norm). NaN: the step was refused."""
+        rate = learning_rate(self.config.optimizer, step, self.config.steps)
+        return update(self.optimizer, self._parameters, loss, rate, self.config.clip)
+
+    def evaluate(self, split: str = "validation") -> dict[str, float]:
+        """The metrics' means over `evaluation_batches` batches of a split."""
+        self.model.eval()
+        size = self.config.batch_size
+        parts = []
+        with torch.no_grad(), self._precision():
+            for number in range(self.config.evaluation_batches):
+                indices = range(number * size, (number + 1) * size)
+                parts.append(self.metrics(self.task.batch(split, indices).to(self.device)))
+        return averages(parts)
