@@ -72,11 +72,15 @@ def fingerprint(value: Any) -> str:
 def explain(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) -> str:
     """One fault of a validation error, in a sentence that names the field and the fix.
 
-    The first one, but an unknown key before all others: what else is missing is often that key.
+    An unknown key before all others: what else is missing is often that key. Then the first field's
+    fault that goes deepest: each member of a union has its own, and the nearest gets furthest.
     """
     faults = error.errors(include_url=False)
-    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    field = ".".join(str(part) for part in fault["loc"])
+    unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
+    first = [fault for fault in faults if fault["loc"][:1] == faults[0]["loc"][:1]]
+    fault = max(unknown or first, key=lambda fault: len(fault["loc"]))
+    # pydantic adds the types of a union's members to the path, such as tuple[int, ...]
+    field = ".".join(str(part) for part in fault["loc"] if "[" not in str(part))
     if fault["type"] == "extra_forbidden":
         hint = suggest(str(fault["loc"][-1]), _fields_at(kind, fault["loc"][:-1]))
         return f"{kind.__name__} has no field {field!r}. {hint}"

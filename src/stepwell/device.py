@@ -1,7 +1,7 @@
 """Where tensors live and how they are stored: device, number format, threads.
 
-Owns the translation of what people type ("auto", "cuda:1", "bfloat16") into torch's objects. torch is
-imported inside the functions, so that importing this module costs nothing.
+Owns the translation of what people type ("auto", "cuda:1", "bfloat16") into torch's objects. torch
+is imported inside the functions, so that importing this module costs nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     present = _num_devices(device.type)
     if (device.index or 0) >= present:
         raise DeviceError(
-            f"{str(name)!r} was asked for, but torch sees {present} devices of kind {device.type!r}.",
+            f"{str(name)!r} was asked for; the number of {device.type} devices here is {present}.",
             fix='use "auto" or "cpu", or install a torch build and driver that see the device.',
         )
     return device
@@ -54,7 +54,9 @@ def parse_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
         return None
     word = str(name).removeprefix("torch.")
     if word not in DTYPES:
-        raise ConfigError(f"dtype {word!r} is not one that models are kept in. {suggest(word, DTYPES)}")
+        raise ConfigError(
+            f"dtype {word!r} is not one that models are kept in. {suggest(word, DTYPES)}"
+        )
     dtype = getattr(torch, word)
     assert isinstance(dtype, torch.dtype)
     return dtype

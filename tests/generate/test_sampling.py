@@ -99,6 +99,11 @@ def test_top_p_keeps_the_shortest_prefix_by_logit_then_id(logits, p):
         assert [token for token in range(V) if kept_row[token] > OUT] == nucleus(row, p)
 
 
+def test_top_p_that_is_met_exactly_keeps_no_token_more():
+    kept = process(torch.zeros(1, 4), SamplingParams(top_p=0.5))
+    assert kept.tolist() == [[0, 0, OUT, OUT]]
+
+
 @pytest.mark.parametrize("scale", [0.01, 1, 3, 10])
 @pytest.mark.parametrize("p", [0.1, 0.8, 0.97])
 def test_top_p_of_a_long_row_sorts_only_some_tokens_and_keeps_the_same(scale, p):
@@ -311,6 +316,12 @@ def test_noise_of_another_shape_would_fail_the_frequencies():
     logits = WEIGHTS.log().expand(DRAWS, -1)
     wrong = 1 - (-exponential(addresses(DRAWS), 8)).exp()
     assert chi_square(choose(logits, SamplingParams(), wrong), WEIGHTS) > 4 * LIMIT
+
+
+def test_a_constant_added_to_a_row_moves_no_choice():
+    eighths = (random(500, V) * 16).round() / 8  # float32 still holds them beside 2^20.
+    params, noise = SamplingParams(), exponential(addresses(500), V)
+    assert torch.equal(choose(eighths + 2**20, params, noise), choose(eighths, params, noise))
 
 
 EVERYTHING = [

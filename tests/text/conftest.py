@@ -1,6 +1,10 @@
-"""Small tokenizers of each kind, made with the `tokenizers` library or by us."""
+"""Small tokenizers of each kind, made with the `tokenizers` library or by us, and directories."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -103,3 +107,12 @@ def bpe(kinds: dict[str, Tokenizer]) -> Tokenizer:
 @pytest.fixture(scope="session")
 def llama(kinds: dict[str, Tokenizer]) -> Tokenizer:
     return kinds["llama"]
+
+
+def write(directory: Path, **files: Any) -> Path:
+    """A directory with files of the given names (dots as __) and contents."""
+    directory.mkdir(exist_ok=True)
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (directory / name.replace("__", ".")).write_text(text, encoding="utf-8")
+    return directory

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import transformers
 
-from stepwell.errors import TokenizerError
 from stepwell.text import Tokenizer
 from stepwell.text.spelling import BYTE_CHARACTERS
 
-from .conftest import KINDS, LLAMA_ROLES, sentencepiece_core
+from .conftest import KINDS, LLAMA_ROLES, sentencepiece_core, write
 
 GPT2 = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "gpt2_tokenizer"
 TEXTS = [
@@ -25,15 +24,6 @@ TEXTS = [
     "## #### 12345 'tis it's 3.14 <|endoftext|> <eos>>> <t>",
     "x = [i**2 for i in range(10)]  # comment",
 ]
-
-
-def write(directory: Path, **files: Any) -> Path:
-    """A directory with files of the given names (dots as __) and contents."""
-    directory.mkdir(exist_ok=True)
-    for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(content)
-        (directory / name.replace("__", ".")).write_text(text, encoding="utf-8")
-    return directory
 
 
 def gpt2_files(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -202,28 +192,44 @@ def test_special_tokens_become_roles(trained: Path, file: str, form: Callable[[s
     assert tokenizer.decode(tokenizer.encode("A step B")) == " step "
 
 
-def test_the_settings_win_over_the_map_of_special_tokens(trained: Path) -> None:
-    write(trained, special_tokens_map__json={"eos_token": "A", "pad_token": "P", "bos_token": "Q"})
-    write(trained, tokenizer_config__json={"eos_token": "B", "pad_token": None})
-    tokenizer = Tokenizer.load(trained)
-    assert tokenizer.roles == {"eos": tokenizer.id_of("B"), "bos": tokenizer.id_of("Q")}
+@pytest.mark.parametrize("tokens_declared", [True, False])
+def test_settings_and_map_of_special_tokens_count_as_for_transformers(
+    trained: Path, tokens_declared: bool
+) -> None:
+    settings = {"eos_token": "A", "pad_token": None, "tokenizer_class": "GPT2Tokenizer"}
+    settings |= {"added_tokens_decoder": {}} if tokens_declared else {}
+    special = {"eos_token": "B", "pad_token": "C", "bos_token": "D", "unk_token": "E"}
+    write(trained, special_tokens_map__json=special, tokenizer_config__json=settings)
+    ours, theirs = Tokenizer.load(trained), peer(trained)
+    assert (ours.eos_id, ours.pad_id) == (theirs.eos_token_id, theirs.pad_token_id)
+    assert ours.eos_id == ours.id_of("A" if tokens_declared else "B")
 
 
-def test_added_tokens_have_the_ids_that_files_declare(trained: Path, bpe: Tokenizer) -> None:
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("eos", [True, False])
+def test_gpt2s_settings_say_what_goes_around_a_text(trained: Path, bos: bool, eos: bool) -> None:
+    settings = {"add_bos_token": bos, "add_eos_token": eos, "tokenizer_class": "GPT2Tokenizer"}
+    tokens = {"bos_token": "A", "eos_token": "B", "unk_token": "C", "pad_token": "D"}
+    write(trained, tokenizer_config__json={**settings, **tokens})
+    ours = Tokenizer.load(trained)
+    assert_same_as_peer(ours, peer(trained), TEXTS[1:3])
+    assert len(ours.encode("step", special=True)) == len(ours.encode("step")) + bos + eos
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_added_tokens_have_the_ids_that_files_declare(trained: Path, legacy: bool) -> None:
     first = len(json.loads((trained / "vocab.json").read_text()))
-    entry = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
-    write(
-        trained,
-        added_tokens__json={"<pad>": first + 1, "<tool>": first},
-        tokenizer_config__json={
-            "added_tokens_decoder": {
-                str(first + 2): {"content": "<|end|>", "special": True, **entry},
-                str(first): {"content": "<tool>", "special": False, **entry},
-            },
-            "eos_token": "<|end|>",
-            "pad_token": {"content": "<pad>"},
-        },
-    )
+    ids = {"<pad>": first + 1, "<tool>": first, "<|end|>": first + 2}
+    flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
+    roles = {"eos_token": "<|end|>", "pad_token": {"content": "<pad>"}}
+    if legacy:
+        write(trained, added_tokens__json=ids, special_tokens_map__json=roles)
+    else:
+        decoder = {
+            str(token_id): {"content": token, "special": token != "<tool>", **flags}
+            for token, token_id in ids.items()
+        }
+        write(trained, tokenizer_config__json={"added_tokens_decoder": decoder, **roles})
     tokenizer = Tokenizer.load(trained)
     assert tokenizer.encode("a<tool><|end|><pad>")[1:] == [first, first + 2, first + 1]
     assert (tokenizer.eos_id, tokenizer.pad_id) == (first + 2, first + 1)
@@ -242,63 +248,6 @@ def test_a_chat_template_and_the_longest_length_are_kept(bpe: Tokenizer, tmp_pat
     assert peer(tmp_path / "again").model_max_length == 64
     write(tmp_path, chat_template__jinja="{{ 2 }}")
     assert Tokenizer.load(tmp_path).settings["chat_template"] == "{{ 2 }}"
-
-
-GOOD_VOCABULARY = {token: index for index, token in enumerate([*BYTE_CHARACTERS, "##"])}
-PANIC = {"model": {"type": "BPE", "vocab": {"#": 0, "é": 1}, "merges": ["# é"]}, "added_tokens": []}
-GOOD = {"vocab__json": GOOD_VOCABULARY, "merges__txt": "# #\n"}
-
-
-@pytest.mark.parametrize(
-    ("files", "named"),
-    [
-        ({}, "tokenizer.json"),
-        ({"vocab__json": GOOD_VOCABULARY}, "merges.txt"),
-        ({"tokenizer__json": "{"}, "tokenizer.json"),
-        ({"tokenizer__json": {"model": {"type": "Evil"}}}, "tokenizer.json"),
-        ({"tokenizer__json": PANIC}, "tokenizer.json"),
-        ({**GOOD, "vocab__json": "[" * 100_000}, "vocab.json"),
-        ({**GOOD, "vocab__json": ["a"]}, "vocab.json"),
-        ({**GOOD, "vocab__json": {"a": "0"}}, "vocab.json"),
-        ({**GOOD, "vocab__json": {"a": -1}}, "vocab.json"),
-        ({**GOOD, "vocab__json": {"a": 1, "b": 1}}, "vocab.json"),
-        ({**GOOD, "merges__txt": "# #\n# # #\n"}, "merges.txt.*line 2"),
-        ({**GOOD, "merges__txt": "##\n"}, "merges.txt.*line 1"),
-        ({**GOOD, "merges__txt": "# é\n"}, "merges.txt"),
-        ({**GOOD, "tokenizer_config__json": "null"}, "tokenizer_config.json"),
-        ({**GOOD, "tokenizer_config__json": {"eos_token": "</s>"}}, "tokenizer_config.json.*</s>"),
-        ({**GOOD, "tokenizer_config__json": {"eos_token": 5}}, "tokenizer_config.json"),
-        ({**GOOD, "tokenizer_config__json": {"stepwell_roles": []}}, "tokenizer_config.json"),
-        ({**GOOD, "tokenizer_config__json": {"stepwell_roles": {"end": "a"}}}, "tokenizer_config"),
-        ({**GOOD, "tokenizer_config__json": {"added_tokens_decoder": ["x"]}}, "tokenizer_config"),
-        (
-            {**GOOD, "tokenizer_config__json": {"added_tokens_decoder": {"x": 1.5}}},
-            "tokenizer_conf",
-        ),
-        (
-            {**GOOD, "tokenizer_config__json": {"added_tokens_decoder": {"7": {"content": "<e>"}}}},
-            "tokenizer_config.json.* 7, .* 257",
-        ),
-        ({**GOOD, "special_tokens_map__json": {"pad_token": "[PAD]"}}, "special_tokens_map.json"),
-        ({**GOOD, "added_tokens__json": {"<x>": "y"}}, "added_tokens.json"),
-    ],
-)
-def test_files_at_fault_are_named(files: dict[str, Any], named: str, tmp_path: Path) -> None:
-    assert Tokenizer.load(write(tmp_path / "good", **GOOD)).encode("##") == [256]
-    with pytest.raises(TokenizerError, match=named) as caught:
-        Tokenizer.load(write(tmp_path / "bad", **files))
-    assert len(str(caught.value).splitlines()) <= 3
-
-
-def test_files_that_cannot_be_read_are_named(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="nowhere"):
-        Tokenizer.load(tmp_path / "nowhere")
-    (trained / "vocab.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(TokenizerError, match=r"vocab\.json"):
-        Tokenizer.load(trained)
-    (trained / "tokenizer.json").mkdir()
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
-        Tokenizer.load(trained)
 
 
 def test_nothing_in_a_tokenizer_directory_runs(bpe: Tokenizer, tmp_path: Path) -> None:
@@ -323,10 +272,19 @@ def test_nothing_in_a_tokenizer_directory_runs(bpe: Tokenizer, tmp_path: Path) -
 
 
 def test_saving_over_another_tokenizer_leaves_nothing_of_it(bpe: Tokenizer, trained: Path) -> None:
-    write(trained, special_tokens_map__json={"unk_token": "A", "eos_token": "B"})
+    write(
+        trained,
+        special_tokens_map__json={"unk_token": "A", "eos_token": "B"},
+        added_tokens__json={"<other>": 999},
+        tokenizer_config__json={"model_max_length": 5},
+        chat_template__jinja="{{ other }}",
+    )
     bpe.save(trained)
-    assert Tokenizer.load(trained).roles == bpe.roles
-    assert Tokenizer.load(trained).fingerprint == bpe.fingerprint
+    loaded = Tokenizer.load(trained)
+    assert (loaded.roles, loaded.fingerprint) == (bpe.roles, bpe.fingerprint)
+    assert loaded.settings == {}
+    assert_same_as_peer(bpe, peer(trained), TEXTS)
+    assert peer(trained).chat_template is None
 
 
 def test_a_llama_directory_keeps_its_roles_and_its_leading_space(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stepwell.cascade.features import answer_features
+from stepwell.cascade.features import batch_features
 from stepwell.cascade.paths import BoolArray, FloatArray
 from stepwell.cascade.stage import Stage
 from stepwell.generate.request import Completion
@@ -52,8 +52,7 @@ def collect(
         if on_stage is not None:
             on_stage(stage.name)
         completions = tuple(stage.answer(prompts, **sampling))
-        before = answers[-1] if answers else None
-        features.append(answer_features(completions, before))
+        features.append(batch_features([done.logprobs for done in completions], _agrees(answers, completions)))
         good.append([float(is_right(row, done.text)) for row, done in enumerate(completions)])
         answers.append(completions)
     return Collected(
@@ -62,3 +61,13 @@ def collect(
         weights=np.ones(len(prompts)) if weights is None else np.asarray(weights, dtype=float),
         answers=tuple(answers),
     )
+
+
+def _agrees(
+    answers: Sequence[Sequence[Completion]], completions: Sequence[Completion]
+) -> FloatArray:
+    """1 where an answer equals that of the stage before, 0 where not; NaN after no stage."""
+    if not answers:
+        return np.full(len(completions), np.nan)
+    pairs = zip(answers[-1], completions, strict=True)
+    return np.array([float(before.text == now.text) for before, now in pairs])

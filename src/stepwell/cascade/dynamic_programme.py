@@ -11,14 +11,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import chain
+from math import isfinite
 
 import numpy as np
 
 from stepwell.cascade.outlook import Outlook, detours, look_ahead
 from stepwell.cascade.paths import BoolArray, FloatArray, IntArray, Paths
+from stepwell.errors import DataError
 
 SPLIT_BELIEF_ABOVE = 1_000  # prompts; with fewer, a second axis of cells costs more than it tells
 BELIEF_BINS = 3
+LEAST_IN_BIN = 8  # prompts, where residuals are shrunk: their scatter must be known
+ROUNDING = 1e-9  # values nearer than this are the same, in the unit of the costs
 RESIDUAL_FLOOR = 1e-18  # a variance, far below any cost; keeps exact data from dividing by zero
 
 
@@ -34,6 +39,15 @@ class Table:
     kept_edges: tuple[float, ...]
     residual: tuple[tuple[float, ...], ...]
     deviation: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        num_cells = (len(self.margin_edges) + 1) * (len(self.kept_edges) + 1)
+        rows = (*self.residual, *self.deviation)
+        numbers = (*self.margin_edges, *self.kept_edges, *chain.from_iterable(rows))
+        if len(self.residual) != num_cells or len(self.deviation) != num_cells:
+            raise DataError(f"a table of {num_cells} cells holds {len(self.residual)} of them.")
+        if not all(map(isfinite, numbers)):
+            raise DataError("a table holds a number that is not finite.")
 
     def lookup(self, outlook: Outlook) -> tuple[FloatArray, FloatArray]:
         """Residuals and standard deviations for each prompt and action, both [N, K - k]."""
@@ -57,8 +71,8 @@ class SolverOptions:
 
 def choose(
     outlook: Outlook, residual: FloatArray, deviation: FloatArray, kappa: float
-) -> tuple[BoolArray, IntArray]:
-    """Whether each prompt goes on [N], and the action it would go on with [N].
+) -> tuple[BoolArray, IntArray, FloatArray]:
+    """Whether each prompt goes on, the action it would go on with, and the gain of that, all [N].
 
     Goes on iff the advantage A over stopping has A - kappa * sd(A) > 0; ties stop. In state 0
     nothing was run and everything goes on.
@@ -68,7 +82,7 @@ def choose(
     rows = np.arange(len(action))
     advantage = outlook.stop_loss - quoted[rows, action]
     going = advantage - kappa * deviation[rows, action] > 0
-    return going | (outlook.state == 0), action
+    return going | (outlook.state == 0), action, advantage
 
 
 def solve(
@@ -87,14 +101,14 @@ def solve(
         last = state.bit_length()
         outlook = look_ahead(state, paths.beliefs[:, last], costs, shortest, price)
         if last == paths.num_stages:
-            values[state], tables[state] = outlook.stop_loss, Table((), (), (), ())
+            values[state], tables[state] = outlook.stop_loss, Table((), (), ((),), ((),))
             continue
         onward = [values[state | 1 << stage] for stage in range(last, paths.num_stages)]
         targets = costs[:, last, last:] + np.stack(onward, axis=1)
         tables[state], residual, deviation = _fit_table(
             outlook, targets - outlook.plans, paths.weights, options
         )
-        going, action = choose(outlook, residual, deviation, kappa)
+        going, action, _ = choose(outlook, residual, deviation, kappa)
         onward_value = (outlook.plans + residual)[rows, action]
         values[state] = np.where(going, onward_value, outlook.stop_loss)
     return tuple(tables[state] for state in range(len(tables)))
@@ -104,7 +118,8 @@ def _fit_table(
     outlook: Outlook, residual: FloatArray, weights: FloatArray, options: SolverOptions
 ) -> tuple[Table, FloatArray, FloatArray]:
     """The table of one state, and the residuals [N, A] and deviations that the solver acts on."""
-    margin_edges = quantile_edges(outlook.margin, options.bins)
+    most = max(1, len(weights) // LEAST_IN_BIN) if options.shrink else options.bins
+    margin_edges = quantile_edges(outlook.margin, min(options.bins, most))
     split = BELIEF_BINS if len(weights) > SPLIT_BELIEF_ABOVE else 1
     kept_edges = quantile_edges(outlook.kept, split)
     cells = _cells(margin_edges, kept_edges, outlook)
@@ -121,12 +136,16 @@ def _fit_table(
 
 
 def quantile_edges(values: FloatArray, bins: int) -> tuple[float, ...]:
-    """At most bins - 1 edges that part values into equally many; equal values are never parted."""
+    """At most bins - 1 edges that part values into about equally many.
+
+    Equal values, which rounding may have set apart, stay together: a cut falls at the next gap.
+    """
     ordered = np.sort(values)
-    cuts = np.ceil(np.arange(1, bins) * len(ordered) / bins).astype(np.int64)
-    ends = np.unique(np.searchsorted(ordered, ordered[np.maximum(cuts - 1, 0)], side="right"))
-    ends = ends[ends < len(ordered)]
-    middles = ordered[ends - 1] + (ordered[ends] - ordered[ends - 1]) / 2
+    gaps = np.flatnonzero(np.diff(ordered) > ROUNDING) + 1
+    cuts = np.ceil(np.arange(1, bins) * len(ordered) / bins)
+    ends = np.unique(np.searchsorted(gaps, cuts))
+    right = gaps[ends[ends < len(gaps)]]
+    middles = ordered[right - 1] + (ordered[right] - ordered[right - 1]) / 2
     return tuple(float(edge) for edge in middles)
 
 

@@ -1,7 +1,7 @@
 """What an answer's own token log-probabilities say about it, as a fixed row of numbers.
 
-Sums and means of log-probabilities fall with length, so quantiles, the minimum and the length itself
-stand beside the mean. Owns the list of features; standardising and weighing them is the predictor's.
+Sums and means of log-probabilities fall with length, so quantiles, the minimum and the length
+itself stand beside the mean. Owns the list of features; weighing them is the predictor's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def answer_features(
     """The features of one answer, [len(FEATURES)]; NaN where one cannot be known.
 
     logprobs are the natural log-probabilities of the answer's tokens; margins, one a token, by how
-    much each beat the runner-up; agrees says whether the answer equals that of the stage run before.
+    much each beat the runner-up; agrees says whether the answer equals that of the stage run
+    before. Raises DataError where one is NaN.
     """
     row = np.full(len(FEATURES), np.nan)
     row[7] = np.log1p(len(logprobs))
@@ -58,6 +59,18 @@ def answer_features(
     if agrees is not None:
         row[10] = float(agrees)
     return row
+
+
+def batch_features(
+    logprobs: Sequence[Sequence[float]], agrees: FloatArray | None = None
+) -> FloatArray:
+    """The features of N answers, [N, len(FEATURES)]; agrees is [N], 1, 0 or NaN where unknown."""
+    rows = np.empty((len(logprobs), len(FEATURES)))
+    for row, answer in enumerate(logprobs):
+        rows[row] = answer_features(answer)
+    if agrees is not None:
+        rows[:, FEATURES.index("agreement")] = agrees
+    return rows
 
 
 def _numbers(name: str, values: npt.ArrayLike) -> FloatArray:

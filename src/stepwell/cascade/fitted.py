@@ -6,6 +6,7 @@ takes milliseconds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from stepwell.cascade.costs import Costs
 from stepwell.cascade.ladder import LadderConfig
 from stepwell.cascade.paths import FloatArray, Paths
 from stepwell.cascade.predictor import Predictor
+from stepwell.cascade.stage import Stage
 from stepwell.cascade.stopping import Policy, fit
 from stepwell.cascade.tuning import fit_quality
 from stepwell.config import read_json, write_atomically, write_json
@@ -29,12 +31,16 @@ QUALITY_MARGIN = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Everything that deciding needs. `lam` serves requests that name none."""
+    """Everything that deciding needs, and the fingerprints of the stages that it was fitted for.
+
+    `lam` serves requests that name none.
+    """
 
     predictor: Predictor
     calibration: Paths
     costs: Costs
     lam: float
+    fingerprints: tuple[str, ...]
     _policies: dict[tuple[float, str], Policy] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -63,7 +69,7 @@ class Fitted:
             prices = unit_costs(costs, config)
             kappa = config.policy.risk.kappa
             lam = fit_quality(paths, prices, QUALITY_MARGIN, kappa).lam or 1.0
-        return cls(predictor, paths, costs, lam)
+        return cls(predictor, paths, costs, lam, tuple(stage.fingerprint for stage in stages))
 
     def policy(self, lam: float, config: LadderConfig) -> Policy:
         """The rule at a price, solved once for each."""
@@ -86,7 +92,8 @@ class Fitted:
         self.costs.save(directory / "costs.json")
         contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
         write_atomically(directory / "calibration.safetensors", save(contiguous))
-        write_json(directory / "fit.json", {"format_version": FORMAT_VERSION, "lambda": self.lam})
+        head = {"format_version": FORMAT_VERSION, "lambda": self.lam, "stages": self.fingerprints}
+        write_json(directory / "fit.json", head)
 
     @classmethod
     def load(cls, directory: str | Path) -> Fitted:
@@ -110,6 +117,7 @@ class Fitted:
             Paths(arrays["beliefs"], arrays["good"], arrays["weights"]),
             Costs.load(directory / "costs.json"),
             float(facts["lambda"]),
+            tuple(facts["stages"]),
         )
 
 

@@ -17,7 +17,7 @@ from stepwell.cascade.paths import FloatArray
 
 @dataclass(frozen=True, eq=False)
 class Outlook:
-    """One state as N prompts see it; k is the last stage run, action a goes on to stage k + 1 + a."""
+    """One state as N prompts see it: k is the last stage run, action a runs stage k + 1 + a."""
 
     state: int
     beliefs: FloatArray  # [N, K], held after stage k
@@ -57,42 +57,53 @@ def look_ahead(
 ) -> Outlook:
     """The outlook of N prompts in a state: beliefs [N, K] held there, costs and detours [N, K, K].
 
-    A fixed plan pays its stages and then the price of the failure that the best belief on it
-    leaves. Costs are not negative, so such a plan ends where its belief is highest: the first stage,
-    or one later stage reached the cheapest way.
+    A fixed plan pays its stages and returns the last one's answer. Returning an earlier one, of
+    those it runs or those at hand, would never be worth the stages after: costs are not negative.
+    So such a plan is its first stage alone, or that and one later stage reached the cheapest way.
     """
     last = state.bit_length()
     num_stages = beliefs.shape[1]
     seen = [stage - 1 for stage in stages_of(state)]
     kept = beliefs[:, seen].max(axis=1) if seen else np.zeros(len(beliefs))
     steps = costs[:, last, last:] if last < num_stages else np.empty((len(beliefs), 0))
+    failure = price * (1.0 - beliefs)
     plans = np.empty(steps.shape)
-    for first in range(last + 1, num_stages + 1):
-        after = np.maximum(kept, beliefs[:, first - 1])
-        best = price * (1.0 - after)
-        for final in range(first + 1, num_stages + 1):
-            failure = 1.0 - np.maximum(after, beliefs[:, final - 1])
-            best = np.minimum(best, shortest[:, first - 1, final - 1] + price * failure)
-        plans[:, first - last - 1] = costs[:, last, first - 1] + best
+    for first in range(last, num_stages):
+        best = failure[:, first]
+        for final in range(first + 1, num_stages):
+            best = np.minimum(best, shortest[:, first, final] + failure[:, final])
+        plans[:, first - last] = costs[:, last, first] + best
     return Outlook(state, beliefs, steps, kept, price * (1.0 - kept), plans)
+
+
+def fixed_detours(costs: Sequence[Sequence[float]]) -> list[list[float]]:
+    """`detours` for a single prompt, to the same bits, without the price of arrays."""
+    shortest = [[0.0] * len(costs) for _ in costs]
+    for start in range(len(costs) - 1):
+        ways = shortest[start]
+        for goal in range(start + 1, len(costs)):
+            best = costs[start + 1][goal]
+            for via in range(start + 1, goal):
+                best = min(best, ways[via] + costs[via + 1][goal])
+            ways[goal] = best
+    return shortest
 
 
 def fixed_plans(
     last: int,
-    kept: float,
     beliefs: Sequence[float],
     costs: Sequence[Sequence[float]],
     shortest: Sequence[Sequence[float]],
     price: float,
 ) -> list[float]:
-    """`look_ahead`'s plans for a single prompt, to the same bits, without the price of arrays."""
+    """The plans of `look_ahead` for a single prompt, to the same bits, without arrays."""
+    failure = [price * (1.0 - belief) for belief in beliefs]
     plans = []
     for first in range(last, len(beliefs)):
-        after = max(kept, beliefs[first])
-        best = price * (1.0 - after)
+        best = failure[first]
         ways = shortest[first]
         for final in range(first + 1, len(beliefs)):
-            total = ways[final] + price * (1.0 - max(after, beliefs[final]))
+            total = ways[final] + failure[final]
             if total < best:
                 best = total
         plans.append(costs[last][first] + best)

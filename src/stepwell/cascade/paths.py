@@ -54,6 +54,11 @@ class Paths:
         """K."""
         return int(self.good.shape[1])
 
+    @property
+    def effective_count(self) -> float:
+        """How many equally weighted prompts these are worth (Kish): N where weights are equal."""
+        return float(self.weights.sum() ** 2 / (self.weights**2).sum()) if len(self) else 0.0
+
     def take(self, rows: IntArray | BoolArray | slice) -> Paths:
         """The paths of some of the prompts."""
         return Paths(self.beliefs[rows], self.good[rows], self.weights[rows])

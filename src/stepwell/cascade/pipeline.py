@@ -81,9 +81,15 @@ class Cascade:
     """
 
     def __init__(self, config: LadderConfig, stages: Sequence[Stage], fitted: Fitted) -> None:
-        if len(stages) != fitted.predictor.num_stages:
+        prints = tuple(stage.fingerprint for stage in stages)
+        if len(set(prints)) < len(prints):
             raise CascadeError(
-                f"The ladder has {len(stages)} stages, what was fitted for it {fitted.predictor.num_stages}.",
+                "Two stages of the ladder have the same weights.",
+                fix="give every stage a model of its own.",
+            )
+        if prints != fitted.fingerprints:
+            raise CascadeError(
+                "What was fitted for this ladder was fitted for other weights.",
                 fix="fit the ladder again.",
             )
         self.config, self.stages, self.fitted = config, tuple(stages), fitted
@@ -188,6 +194,7 @@ class Cascade:
     def _note(
         self, policy: Policy, number: int, journey: _Journey, verdict: Verdict, place: int
     ) -> None:
+        """Write a stage's part into the trace, and whose answer is now believed in most."""
         before = (journey.state & ~(1 << (number - 1))).bit_length()
         journey.visits.append(
             Visit(

@@ -1,10 +1,10 @@
 """How likely each stage's answer is good enough, given what was seen so far: the thin predictor.
 
-After stage k there is one regularised logistic head for every stage j, over the features of the answers
-up to k, so earlier answers are scored anew when later ones arrive. Each belief is drawn toward stage
-j's base rate where few prompts like this one were seen, and its slope is calibrated on held-out folds.
-Owns the beliefs; what is done with them is stopping.py's. Whatever replaces the inside keeps `fit`,
-`beliefs`, `paths`, `save` and `load`.
+After stage k there is one regularised logistic head for every stage j, over the features of the
+answers up to k, so earlier answers are scored anew when later ones arrive. Each belief is drawn
+toward stage j's base rate where few prompts like this one were seen, and its slope is calibrated on
+held-out folds. Owns the beliefs; what is done with them is stopping.py's. The rest of the package
+knows `fit`, `beliefs`, `paths`, `save` and `load` only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STRONGEST = 1e6  # prompts that a base rate counts as where the features say not
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """The heads after one stage k, one for each stage j; D = 1 + k * F inputs, the first constant."""
+    """The heads after a stage k, one for each stage j; D = 1 + k * F inputs, the first constant."""
 
     weights: Array  # [K, D]
     spread: Array  # [D, D]: x spread x is 1 / the number of prompts like x
@@ -49,7 +49,7 @@ class Heads:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """Calibrated heads for every (k, j). Features are [K, F] a prompt, in the caller's own order."""
+    """Calibrated heads for every (k, j), over features [K, F] in the caller's own order."""
 
     centre: Array  # [K, F]
     scale: Array  # [K, F]
@@ -76,8 +76,8 @@ class Predictor:
     ) -> Self:
         """The predictor learned from N prompts on which all stages were run.
 
-        features are [N, K, F], NaN where unknown; good [N, K] in [0, 1]; weights [N]. The prompts must
-        not be those that a stopping rule is then fitted on. Without prompts every belief is 1/2.
+        features are [N, K, F], NaN where unknown; good [N, K] in [0, 1]; weights [N]. The prompts
+        must not be those that a stopping rule is then fitted on. Without any, beliefs are 1/2.
         """
         labels = np.asarray(good, dtype=np.float64)
         values = np.asarray(features, dtype=np.float64)
@@ -97,17 +97,18 @@ class Predictor:
         return cls(centre, scale, base, heads)
 
     def beliefs(self, features_so_far: FloatArray, k: int) -> FloatArray:
-        """Pr(stage j's answer is good | answers up to stage k), [K], from features [k, F].
+        """Pr(stage j's answer is good | answers up to k), [..., K], from features [..., k, F].
 
-        The row of a stage that was skipped is NaN and counts as average. k = 0 gives the base rates.
+        The row of a stage that was skipped is NaN and counts as average. k = 0: the base rates.
         """
-        if features_so_far.shape != (k, self.centre.shape[1]) or k > self.num_stages:
+        width = self.centre.shape[1]
+        if features_so_far.shape[-2:] != (k, width) or k > self.num_stages:
             raise ShapeError(
                 f"features so far are {list(features_so_far.shape)}, "
-                f"expected [{k}, {self.centre.shape[1]}] with at most {self.num_stages} rows."
+                f"expected [..., {k}, {width}] of at most {self.num_stages} stages."
             )
         if k == 0:
-            return self.base
+            return np.broadcast_to(self.base, (*features_so_far.shape[:-2], self.num_stages))
         inputs = _standardised(features_so_far, self.centre[:k], self.scale[:k])
         return self.heads[k - 1].beliefs(_design(inputs, k), self.base)
 
@@ -150,7 +151,7 @@ def _counts(weights: npt.ArrayLike, num_prompts: int) -> FloatArray:
 
 
 def _standards(features: FloatArray, counts: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean and standard deviation of every feature where it is known, both [K, F]; 0 and 1 if never."""
+    """Mean and standard deviation of each feature where known, both [K, F]; 0 and 1 if never."""
     known = np.isfinite(features)
     share = known * counts[:, None, None]
     total = np.maximum(share.sum(axis=0), 1e-300)
@@ -161,7 +162,7 @@ def _standards(features: FloatArray, counts: FloatArray) -> tuple[FloatArray, Fl
 
 
 def _standardised(features: FloatArray, centre: FloatArray, scale: FloatArray) -> FloatArray:
-    """Features in standard deviations from their means, cut off; what is unknown counts as average."""
+    """Features in standard deviations from their means, cut off; the unknown count as average."""
     inputs = np.clip((features - centre) / scale, -FARTHEST, FARTHEST)
     return np.where(np.isnan(inputs), 0.0, inputs)
 
@@ -174,7 +175,7 @@ def _design(inputs: FloatArray, k: int) -> FloatArray:
 
 
 def _fit_heads(design: FloatArray, good: FloatArray, counts: FloatArray, base: FloatArray) -> Heads:
-    """The heads after one stage: ridge, strength and slope from held-out folds, weights from all."""
+    """The heads after one stage: ridge, strength, slope from held-out folds, weights from all."""
     trials = [_held_out(design, good, counts, base, ridge) for ridge in RIDGES]
     columns = range(len(base))
     losses = [
@@ -218,17 +219,17 @@ def _fit_weights(
         start = np.zeros(design.shape[1])
         start[0] = logit(rate)
         weights.append(fit_logistic(design, labels, counts, penalty, start))
-    spread: FloatArray = np.linalg.inv((design.T * counts) @ design + np.diag(penalty))
+    spread = np.linalg.inv((design.T * counts) @ design + np.diag(penalty)).astype(np.float64)
     return np.stack(weights), spread
 
 
 def _strength(
     raw: FloatArray, good: FloatArray, counts: FloatArray, base: FloatArray
 ) -> FloatArray:
-    """How many prompts each base rate counts as, by moments of the Beta that the beliefs scatter in.
+    """How many prompts each base rate counts as, by moments of the Beta that beliefs scatter in.
 
     A Beta with mean b and strength s has variance b (1 - b) / (s + 1). The covariance of held-out
-    beliefs with labels estimates it, and is not raised by overfitting as the beliefs' own variance is.
+    beliefs with labels estimates it; overfitting does not raise it, as it does their variance.
     """
     if len(good) < 2:
         return np.full(len(base), STRONGEST)

@@ -6,17 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from stepwell.generate.request import Completion
 from stepwell.generate.text import Progress, TextGenerator
+from stepwell.model.fingerprint import model_fingerprint
 
 
 class Stage(Protocol):
     """What the cascade asks of a stage."""
 
     name: str
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of what samples: stages that differ in it have noise of their own."""
 
     def answer(
         self, prompts: Sequence[str], *, progress: Progress | None = None, **sampling: Any
@@ -33,6 +39,10 @@ class LocalStage:
     def __init__(self, name: str, generator: TextGenerator) -> None:
         self.name = name
         self.generator = generator
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return model_fingerprint(self.generator.model)
 
     @classmethod
     def load(cls, name: str, directory: str | Path, *, max_rows: int = 64) -> LocalStage:

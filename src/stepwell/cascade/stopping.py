@@ -18,7 +18,15 @@ import numpy.typing as npt
 
 from stepwell.cascade.documents import from_document, to_document
 from stepwell.cascade.dynamic_programme import SolverOptions, Table, choose, solve
-from stepwell.cascade.outlook import Outlook, detours, fixed_plans, stages_of
+from stepwell.cascade.exchange import Exchange
+from stepwell.cascade.outlook import (
+    Outlook,
+    detours,
+    fixed_detours,
+    fixed_plans,
+    look_ahead,
+    stages_of,
+)
 from stepwell.cascade.paths import (
     BoolArray,
     FloatArray,
@@ -31,8 +39,7 @@ from stepwell.cascade.replay import replay
 from stepwell.errors import CascadeError, ConfigError, DataError, ShapeError
 
 MAX_STAGES = 10  # the solver visits all 2^K sets of stages
-FOLDS = 5
-ONE_SIDED_95 = 1.6448536269514722  # the 95% point of the standard normal
+FOLDS = 5  # of the cross-fit
 
 
 class Decision(NamedTuple):
@@ -44,40 +51,15 @@ class Decision(NamedTuple):
     deviation: float  # the posterior standard deviation of that
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """The ladder's rate of exchange: what always-largest costs more for each failure it avoids."""
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """Decisions for N prompts in one state, as `Decision` has them for one."""
 
-    price: float  # P0
-    measured: bool  # False: the stages could not be told apart, so P0 is C_K, the largest's cost
-    extra_cost: float  # C_K - C_1
-    failures_avoided: float  # F_1 - F_K
-    lower_bound: float  # of F_1 - F_K, one-sided 95%
-
-    @classmethod
-    def measure(cls, paths: Paths, costs: npt.ArrayLike) -> Self:
-        """The rate on calibration paths.
-
-        The bound is Wald's with half an observation added to each cell of the paired table
-        (Agresti and Min 2005), so that a handful of prompts cannot claim certainty.
-        """
-        if not len(paths):
-            raise CascadeError(
-                "a price relative to the ladder needs calibration paths, got none.",
-                fix="collect paths, or give the price of a failure itself (price=...).",
-            )
-        direct = incremental_costs(costs, len(paths), paths.num_stages)[:, 0]
-        largest = paths.mean(direct[:, -1])
-        extra = largest - paths.mean(direct[:, 0])
-        gain = paths.good[:, -1] - paths.good[:, 0]
-        avoided = paths.mean(gain)
-        count = paths.weights.sum() ** 2 / (paths.weights**2).sum()
-        centre = count * avoided / (count + 2)
-        spread = (count * paths.mean(gain**2) + 1) / (count + 2) - centre**2
-        lower = centre - ONE_SIDED_95 * math.sqrt(spread / (count + 2))
-        measured = lower > 0 and extra > 0
-        price = extra / avoided if measured else largest
-        return cls(price, measured, extra, avoided, lower)
+    going: BoolArray  # [N]
+    stage: IntArray  # [N], the stage to run next where going; what would be run next elsewhere
+    best: IntArray  # [N], the stage seen whose answer is believed in most; 0 in state 0
+    kept: FloatArray  # [N], the belief in it
+    advantage: FloatArray  # [N]
 
 
 @dataclass(frozen=True)
@@ -99,13 +81,11 @@ class Policy:
     VERSION: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        widths = [self.num_stages - state.bit_length() for state in range(1 << self.num_stages)]
         if any(len(row) != self.num_stages for row in self.costs):
             raise DataError("a policy's costs are not square.")
-        if len(self.tables) not in (0, 1 << self.num_stages):
-            raise DataError(
-                f"a policy of {self.num_stages} stages has {len(self.tables)} tables, "
-                f"expected none or {1 << self.num_stages}."
-            )
+        if self.tables and [len(table.residual[0]) for table in self.tables] != widths:
+            raise DataError(f"a policy of {self.num_stages} stages has tables of another ladder.")
 
     @property
     def num_stages(self) -> int:
@@ -114,7 +94,7 @@ class Policy:
 
     @cached_property
     def _shortest(self) -> list[list[float]]:
-        return _as_lists(detours(np.array(self.costs)))
+        return fixed_detours(self.costs)
 
     @cached_property
     def _stages_of(self) -> list[list[int]]:
@@ -123,7 +103,7 @@ class Policy:
     def decide(
         self,
         stage: int,
-        beliefs: Sequence[float],
+        beliefs: Sequence[float] | FloatArray,
         *,
         seen: Iterable[int] | None = None,
         costs: Sequence[Sequence[float]] | None = None,
@@ -131,22 +111,62 @@ class Policy:
         """What to do after `stage` (0: only the prompt was seen), given beliefs in all K stages.
 
         seen are the stages run, whose answers can be returned; all up to `stage` if not given.
-        costs are this request's own, [K][K] as in `costs`; rows before `stage` are not read.
+        costs are this request's own, [K][K] like the policy's, read from `stage` on.
         """
-        self._check(stage, beliefs)
-        state = (1 << stage) - 1 if seen is None else self._state(stage, seen)
+        believed = self._checked(stage, beliefs)
+        state = (1 << stage) - 1 if seen is None else _state(stage, seen)
         kept, best = 0.0, 0
         for number in self._stages_of[state]:
-            if not best or beliefs[number - 1] > kept:
-                kept, best = beliefs[number - 1], number
+            if not best or believed[number - 1] > kept:
+                kept, best = believed[number - 1], number
         if stage == self.num_stages:
             return Decision(True, best, 0.0, 0.0)
-        shortest = self._shortest if costs is None else _as_lists(detours(np.array(costs)))
-        plans = fixed_plans(stage, kept, beliefs, costs or self.costs, shortest, self.price)
+        shortest = self._shortest if costs is None else fixed_detours(self._own(costs))
+        plans = fixed_plans(stage, believed, costs or self.costs, shortest, self.price)
         action, advantage, deviation = self._weigh(state, kept, plans)
         if stage and advantage - self.kappa * deviation <= 0:
             return Decision(True, best, advantage, deviation)
         return Decision(False, stage + 1 + action, advantage, deviation)
+
+    def decide_batch(
+        self, state: int, beliefs: FloatArray, costs: npt.ArrayLike | None = None
+    ) -> Verdict:
+        """`decide` for N prompts with beliefs [N, K] that ran the same stages: bit n-1 for stage n.
+
+        costs are as in `incremental_costs`, the policy's own if not given.
+        """
+        if not 0 <= state < 1 << self.num_stages or beliefs.shape[1:] != (self.num_stages,):
+            raise ShapeError(
+                f"state {state} with beliefs {list(beliefs.shape)}, "
+                f"expected a state of {self.num_stages} stages and [N, {self.num_stages}]."
+            )
+        own = self.costs if costs is None else costs
+        paid = incremental_costs(own, len(beliefs), self.num_stages)
+        outlook = look_ahead(state, beliefs, paid, detours(paid), self.price)
+        seen, last = np.array(self._stages_of[state], dtype=np.int64), state.bit_length()
+        best = np.zeros(len(beliefs), dtype=np.int64)
+        if state:
+            best = seen[beliefs[:, seen - 1].argmax(axis=1)]
+        if last == self.num_stages:
+            nowhere = np.zeros(len(beliefs))
+            return Verdict(nowhere > 0, best, best, outlook.kept, nowhere)
+        going, action, advantage = self._choose(outlook)
+        return Verdict(going, last + 1 + action, best, outlook.kept, advantage)
+
+    def run(self, paths: Paths, costs: npt.ArrayLike | None = None) -> Outcome:
+        """What `decide` would do with each recorded path, step by step."""
+
+        def rule(outlook: Outlook) -> tuple[BoolArray, IntArray]:
+            return self._choose(outlook)[:2]
+
+        return replay(paths, self.costs if costs is None else costs, self.price, rule)
+
+    def _choose(self, outlook: Outlook) -> tuple[BoolArray, IntArray, FloatArray]:
+        if self.tables:
+            residual, deviation = self.tables[outlook.state].lookup(outlook)
+        else:
+            residual = deviation = np.zeros(outlook.plans.shape)
+        return choose(outlook, residual, deviation, self.kappa)
 
     def _weigh(self, state: int, kept: float, plans: list[float]) -> tuple[int, float, float]:
         """The best action, its advantage over stopping, and that advantage's standard deviation."""
@@ -161,38 +181,27 @@ class Policy:
         action = quoted.index(value)
         return action, stop_loss - value, table.deviation[cell][action]
 
-    def _check(self, stage: int, beliefs: Sequence[float]) -> None:
+    def _checked(self, stage: int, beliefs: Sequence[float] | FloatArray) -> list[float]:
+        """Beliefs as plain floats, which compare faster than an array's."""
         if not 0 <= stage <= self.num_stages:
             raise CascadeError(f"stage is {stage}, expected 0 to {self.num_stages}.")
-        if len(beliefs) != self.num_stages:
-            raise ShapeError(
-                f"got {len(beliefs)} beliefs, expected one for each of {self.num_stages}."
-            )
-        for belief in beliefs:
+        believed = [float(belief) for belief in beliefs]
+        if len(believed) != self.num_stages:
+            raise ShapeError(f"got {len(believed)} beliefs, expected {self.num_stages}.")
+        for belief in believed:
             if not 0.0 <= belief <= 1.0:
                 raise DataError(f"a belief is {belief}, expected a probability.")
+        return believed
 
-    def _state(self, stage: int, seen: Iterable[int]) -> int:
-        state = 0
-        for number in seen:
-            state |= 1 << (number - 1)
-        if state.bit_length() != stage:
-            raise CascadeError(
-                f"the stages seen are {list(stages_of(state))}, none is after {stage}."
-            )
-        return state
-
-    def run(self, paths: Paths, costs: npt.ArrayLike | None = None) -> Outcome:
-        """What `decide` would do with each recorded path, step by step."""
-
-        def rule(outlook: Outlook) -> tuple[BoolArray, IntArray]:
-            if self.tables:
-                residual, deviation = self.tables[outlook.state].lookup(outlook)
-            else:
-                residual = deviation = np.zeros(outlook.plans.shape)
-            return choose(outlook, residual, deviation, self.kappa)
-
-        return replay(paths, self.costs if costs is None else costs, self.price, rule)
+    def _own(self, costs: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
+        """A request's own costs, once checked."""
+        if len(costs) != self.num_stages or any(len(row) != self.num_stages for row in costs):
+            raise ShapeError(f"a request's costs must be [{self.num_stages}][{self.num_stages}].")
+        for k, row in enumerate(costs):
+            for cost in row[k:]:
+                if not 0.0 <= cost < math.inf:
+                    raise DataError(f"a cost is {cost}, expected a finite number from 0.")
+        return costs
 
     def to_plain(self) -> dict[str, Any]:
         """The policy as plain Python that JSON holds."""
@@ -205,12 +214,15 @@ class Policy:
 
 
 def open_loop(costs: npt.ArrayLike, price: float) -> Policy:
-    """The policy without data: after each stage the best fixed plan by the beliefs held there."""
+    """The policy without data: after each stage the best fixed plan by the beliefs held there.
+
+    costs are [K, K] or [K]; price is that of one failure, in their unit.
+    """
     num_stages = np.shape(costs)[-1] if np.ndim(costs) else 0
     mean = incremental_costs(costs, 1, num_stages)[0]
     if not (math.isfinite(price) and price >= 0):
         raise ConfigError(f"the price of a failure is {price}, expected 0 or more and finite.")
-    return Policy(float(price), 0.0, tuple(map(tuple, _as_lists(mean))))
+    return Policy(float(price), 0.0, tuple(map(tuple, mean.tolist())))
 
 
 def fit(
@@ -231,35 +243,28 @@ def fit(
     deviations sure; kappa < 0 is cautious about quality.
     """
     if paths.num_stages > MAX_STAGES:
-        raise CascadeError(
-            f"the ladder has {paths.num_stages} stages, at most {MAX_STAGES} are solved."
-        )
+        raise CascadeError(f"{paths.num_stages} stages, at most {MAX_STAGES} can be solved.")
     if not (math.isfinite(kappa) and math.isfinite(lam) and lam >= 0 and bins >= 1):
         raise ConfigError(
-            f"lam={lam}, kappa={kappa}, bins={bins}: expected finite, lam >= 0, bins >= 1."
+            f"lam={lam}, kappa={kappa}, bins={bins}: expected finite numbers, lam >= 0, bins >= 1."
         )
+    exchange = None
     if price is None:
         exchange = Exchange.measure(paths, costs)
-        policy = open_loop(_mean_costs(paths, costs), lam * exchange.price)
-        policy = replace(policy, lam=lam, exchange=exchange)
-    else:
-        policy = open_loop(_mean_costs(paths, costs), price)
-    if not len(paths):
-        return policy
+        price = lam * exchange.price
     paid = incremental_costs(costs, len(paths), paths.num_stages)
+    mean = np.average(paid, axis=0, weights=paths.weights) if len(paths) else costs
+    asked = lam if exchange is not None else None
+    plain = replace(open_loop(mean, price), kappa=kappa, lam=asked, exchange=exchange)
+    if len(paths) < (2 if shrink else 1):
+        return plain
     options = SolverOptions(bins, shrink, FOLDS if cross_fit else 1)
-    tables = solve(paths, paid, policy.price, kappa, options)
-    return replace(policy, kappa=kappa, tables=tables)
+    return replace(plain, tables=solve(paths, paid, price, kappa, options))
 
 
-def _mean_costs(paths: Paths, costs: npt.ArrayLike) -> npt.ArrayLike:
-    """Costs [K, K] of the mean prompt; without prompts, the costs as given."""
-    if not len(paths):
-        return costs
-    paid = incremental_costs(costs, len(paths), paths.num_stages)
-    return np.average(paid, axis=0, weights=paths.weights)
-
-
-def _as_lists(matrix: FloatArray) -> list[list[float]]:
-    rows: list[list[float]] = matrix.tolist()
-    return rows
+def _state(stage: int, seen: Iterable[int]) -> int:
+    """The stages seen as bits."""
+    numbers = sorted(set(seen))
+    if (numbers[-1] if numbers else 0) != stage or (numbers and numbers[0] < 1):
+        raise CascadeError(f"stages {numbers} were seen, expected {stage} as the last.")
+    return sum(1 << (number - 1) for number in numbers)

@@ -71,7 +71,7 @@ class Mixture:
 
     @classmethod
     def from_plain(cls, plain: object) -> Self:
-        """The mixture that `to_plain` wrote; FormatError where it is newer, DataError if damaged."""
+        """The mixture that `to_plain` wrote; FormatError if it is newer, DataError if damaged."""
         return from_document(cls, plain, cls.KIND, cls.VERSION)
 
 

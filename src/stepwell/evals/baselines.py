@@ -71,9 +71,9 @@ def oracle(
 ) -> Outcome:
     """The best that knowing every label could do, at a price of failure.
 
-    pays="stage": only the stage returned is run. pays="path": stages are run in order up to it. At an
-    infinite price that is the first right answer, and where there is none the cheapest stage, which
-    for a path is stage 1.
+    pays="stage": only the stage returned is run. pays="path": stages are run in order up to it. At
+    an infinite price that is the first right answer, and where there is none the cheapest stage,
+    which for a path is stage 1.
     """
     paid = incremental_costs(costs, len(paths), paths.num_stages)[:, 0]
     if pays == "path":
@@ -96,7 +96,7 @@ def path_costs(paths: Paths, costs: npt.ArrayLike) -> FloatArray:
 
 @dataclass(frozen=True)
 class ThresholdRule:
-    """Going through some of the stages in order, up to the first whose confidence is high enough."""
+    """Going through some of the stages in order, up to the first that is confident enough."""
 
     stages: tuple[int, ...]
     thresholds: tuple[float, ...]  # one for each of them but the last, which always stops
@@ -122,8 +122,9 @@ def tune_thresholds(
 ) -> tuple[ThresholdRule, ...]:
     """The threshold rules that are best on these paths at some price, by rising cost.
 
-    Tried are all subsets of the stages and, for each, all vectors of `levels` quantiles of confidence:
-    (1 + levels)^K / levels rules. Best at some price: a corner of the hull of cost and quality.
+    Tried are all subsets of the stages and, for each, all vectors of `levels` quantiles of
+    confidence, some (1 + levels)^K / levels rules. Best at some price are the corners of the hull
+    of cost and quality.
     """
     rules = list(_threshold_rules(confidence, levels))
     outcomes = [rule.run(confidence, paths, costs) for rule in rules]
@@ -144,7 +145,7 @@ def _threshold_rules(confidence: FloatArray, levels: int) -> Iterator[ThresholdR
 
 
 def _only(paths: Paths, index: IntArray, paid: FloatArray) -> Outcome:
-    """The outcome of running a single stage for each prompt: its index [N] and its cost in [N, K]."""
+    """The outcome of running a single stage for each prompt: its index [N], its cost in [N, K]."""
     rows = np.arange(len(paths))
     run = np.arange(paths.num_stages) == index[:, None]
     return Outcome(index + 1, run, paid[rows, index], paths.good[rows, index])

@@ -68,7 +68,7 @@ class Hull:
 def hull_indices(cost: FloatArray, quality: FloatArray) -> IntArray:
     """Which points are corners of the upper hull, by strictly rising cost and quality.
 
-    Free disposal: a dearer point of no higher quality is never a corner. Of equal points the first is.
+    Free disposal: a dearer point of no higher quality is no corner. Of equal points the first is.
     """
     corners: list[int] = []
     for index in np.lexsort((-quality, cost)):
@@ -128,8 +128,8 @@ def bootstrap(
 ) -> tuple[Interval, ...]:
     """An interval for each number that `statistic` computes from prompt weights [N].
 
-    Prompts are drawn with replacement, and a draw multiplies a prompt's weight by its count; whatever
-    the statistic compares is therefore paired by prompt. Percentiles are order statistics, so a
+    Prompts are drawn with replacement, and a draw multiplies a prompt's weight by its count, so
+    whatever the statistic compares is paired by prompt. Percentiles are order statistics, so a
     statistic may be infinite.
     """
     random = np.random.default_rng(seed)
@@ -188,8 +188,8 @@ def standings(
 ) -> tuple[Standing, ...]:
     """The standing of each curve; `fixed` holds always-1 .. always-K in order.
 
-    Areas are under the hulls over [C_1, C_K]; to every hull always-1 is added, which anybody can mix
-    in. The gap closed is (A - A_random) / (A_oracle - A_random), NaN where there is no gap.
+    Areas are under the hulls over [C_1, C_K]; to every hull always-1 is added, which anybody can
+    mix in. The gap closed is (A - A_random) / (A_oracle - A_random), NaN where there is no gap.
     """
 
     def statistic(resampled: FloatArray) -> list[float]:

@@ -85,6 +85,8 @@ class SamplingParams(Config):
     """The most newline tokens in a row in the answer; 0 is no limit."""
     do_sample: bool | None = None
     """False is greedy whatever the temperature."""
+    logprobs: Annotated[int, between(0, 1024)] | None = None
+    """Report each token's log-probability, and those of this many likeliest tokens beside it."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -215,16 +217,21 @@ class Completion:
     logprobs: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One more token of a choice, with the model's own log-probability of it where asked for."""
+    """One more token of a choice.
+
+    Where asked for: the model's own log-probability of it, before any sampling parameter, and the
+    likeliest tokens with theirs, most likely first.
+    """
 
     choice: int
     token_id: int
     logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FinishedEvent:
     """The end of a choice."""
 

@@ -58,20 +58,19 @@ class Attention(nn.Module):
             k_BGSD = k_BGSD.repeat_interleave(repeats, 1)
             v_BGSD = v_BGSD.repeat_interleave(repeats, 1)
         if step.wants("attention.pattern", self.layer):
-            pattern = self._pattern(q_BHTD, k_BGSD, step.mask(self.window, explicit=True))
-            return step.at("attention.pattern", self.layer, pattern) @ v_BGSD
+            seen = step.seen(self.window)
+            pattern = self._pattern(q_BHTD, k_BGSD, seen)
+            return step.at("attention.pattern", self.layer, pattern, allowed=seen) @ v_BGSD
         mask = step.mask(self.window)
         causal = mask is None and q_BHTD.shape[2] > 1
         return F.scaled_dot_product_attention(
             q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, is_causal=causal, scale=self.scale
         )
 
-    def _pattern(self, q_BHTD: Tensor, k_BHSD: Tensor, mask: Tensor | None) -> Tensor:
+    def _pattern(self, q_BHTD: Tensor, k_BHSD: Tensor, seen: Tensor) -> Tensor:
         """Attention probabilities, [B, H, T, S], softmax in float32."""
         scores = (q_BHTD @ k_BHSD.transpose(2, 3)).float() * self.scale
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        return scores.softmax(-1).to(q_BHTD.dtype)
+        return scores.masked_fill(~seen, -torch.inf).softmax(-1).to(q_BHTD.dtype)
 
 
 def _score_scale(config: ModelConfig, layer: int) -> float:

@@ -35,9 +35,11 @@ class RopeScaling(Config):
     truncate: bool = True
 
     @model_validator(mode="after")
-    def _needs_original_length(self) -> Self:
+    def _fields_fit_the_kind(self) -> Self:
         if self.kind != "linear" and self.original_context_length is None:
             raise ValueError(f"{self.kind} rope scaling needs original_context_length")
+        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError("llama3 rope scaling needs high_freq_factor above low_freq_factor")
         return self
 
 

@@ -1,18 +1,18 @@
 """config.json: read into a ModelConfig and written from one, by the tables in `families`.
 
-A key that changes the arithmetic is honoured or refused, never dropped: every key is taken by a field,
-allowed by its value, ignored by name, or an error.
+A key that changes the arithmetic is honoured or refused, never dropped: every key is taken by a
+field, allowed by its value, ignored by name, or an error.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, get_args
 
-from stepwell.errors import ConfigError, WeightsError
+import torch
+
+from stepwell.device import parse_dtype
+from stepwell.errors import ConfigError
 from stepwell.model.config import Family, ModelConfig, RopeScaling
 from stepwell.model.families import (
     ACTIVATIONS,
@@ -24,29 +24,10 @@ from stepwell.model.families import (
     ROPE_REQUIRED,
     FamilyFormat,
 )
+from stepwell.model.json_keys import LARGEST_SIZE, Keys, shown
 
-_LARGEST_SIZE = 2**28
 _MOST_LAYERS = 10_000
-_MOST_PARAMETERS = 2**43  # 70 times the largest model there is; more would overflow a tensor's size
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ConfigError where it is no JSON object, naming the line."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except FileNotFoundError:
-        raise WeightsError(
-            f"{path} does not exist.", fix="name a directory that holds config.json and model.safetensors."
-        ) from None
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}.") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}.") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got a {type(values).__name__}.")
-    return values
+_MOST_PARAMETERS = 2**43  # more than any model has; far more would overflow a tensor's size
 
 
 def read_config(
@@ -54,25 +35,34 @@ def read_config(
 ) -> ModelConfig:
     """The ModelConfig that a family's config.json describes; missing keys are as in transformers.
 
-    Raises ConfigError, naming key, value and file, for a family, key or value that stepwell does not
-    compute. Keys in `ignore_keys` ("rope_scaling.factor" for one inside a group) count as missing.
+    Raises ConfigError, naming key, value and file, for a family, key or value that stepwell does
+    not compute. Keys in `ignore_keys` count as missing; "rope_scaling.factor" is one in a group.
     """
     family = _family_of(values, where)
     form = FAMILIES[family]
-    keys = _Keys(_one_spelling(values, form, where), where, ignore_keys)
+    keys = Keys(_one_spelling(values, form, where), where, ignore_keys)
     fields: dict[str, Any] = {"family": family, **form.always}
     for key, ours in form.fields.items():
-        most = _MOST_LAYERS if ours == ("num_layers",) else _LARGEST_SIZE
+        most = _MOST_LAYERS if ours == ("num_layers",) else LARGEST_SIZE
         fields |= dict.fromkeys(ours, _plain(keys, key, form.defaults[key], most))
     fields["activation"] = _activation(keys, form)
     fields |= _token_ids(keys, form)
     if form.rotary:
         fields |= _rope(keys, fields["context_length"])
     fields |= _windows(keys, form, fields["num_layers"])
-    keys.finish(form.only)
+    keys.finish(form.only, IGNORED)
     config = ModelConfig.parse(fields, where=where)
     _check_sizes(config, form, where)
     return config
+
+
+def read_dtype(values: Mapping[str, Any], *, where: str = "config.json") -> torch.dtype | None:
+    """The format that config.json names, as dtype or torch_dtype; None where it names none."""
+    name = values.get("dtype", values.get("torch_dtype"))
+    try:
+        return parse_dtype(name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.problem}", fix="choose one by dtype=.") from None
 
 
 def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
@@ -88,75 +78,11 @@ def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         raise ConfigError(
             f"A {config.family} config.json cannot express {name}={getattr(config, name)!r}; "
             "transformers would build another model.",
-            fix=f"use family={able[0]!r}." if able else f"change {name}; no family has this mixture.",
+            fix=f"use family={able[0]!r}."
+            if able
+            else f"change {name}; no family has this mixture.",
         )
     return values
-
-
-class _Keys:
-    """The keys of one JSON object. Each is to be taken before `finish`, which refuses the others."""
-
-    def __init__(
-        self, values: Mapping[str, Any], where: str, ignore: Collection[str], group: str = ""
-    ) -> None:
-        self.where, self._ignore, self._group = where, ignore, group
-        self._values = {key: value for key, value in values.items() if group + key not in ignore}
-        self._left = dict(self._values)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
-
-    def take(self, key: str, default: Any = None) -> Any:
-        self._left.pop(key, None)
-        return self._values.get(key, default)
-
-    def inside(self, key: str) -> _Keys | None:
-        """The keys of the object at `key`; None where it is missing, null or empty."""
-        value = self.take(key)
-        if value is not None and not isinstance(value, Mapping):
-            raise self.refusal(key, value, "an object or null")
-        return _Keys(value, self.where, self._ignore, f"{key}.") if value else None
-
-    def size(self, key: str, default: int, *, least: int = 1, most: int = _LARGEST_SIZE) -> int:
-        value = self.take(key, default)
-        if type(value) is not int or not least <= value <= most:
-            raise self.refusal(key, value, f"a whole number from {least} to {most}")
-        return value
-
-    def size_or_null(self, key: str, default: int | None) -> int | None:
-        return None if self.take(key, default) is None else self.size(key, default or 0)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.take(key, default)
-        if type(value) not in (int, float) or not (value > 0 and math.isfinite(value)):
-            raise self.refusal(key, value, "a positive number")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.take(key, default)
-        if not isinstance(value, bool):
-            raise self.refusal(key, value, "true or false")
-        return value
-
-    def refusal(self, key: str, value: Any, expected: str, fix: str = "") -> ConfigError:
-        """The error for a value that does not do."""
-        problem = f"{self.where}: {self._group}{key} is {_shown(value)}, expected {expected}."
-        return ConfigError(problem, fix=fix)
-
-    def finish(self, only: Mapping[str, tuple[Any, ...]]) -> None:
-        """Raises ConfigError for a key that nobody took and that is not known to be harmless."""
-        for key, value in self._left.items():
-            if key in only:
-                if value not in only[key]:
-                    accepted = " or ".join(_shown(accepted) for accepted in only[key])
-                    raise self.refusal(key, value, f"{accepted} (stepwell computes nothing else)")
-            elif key not in IGNORED or self._group:
-                name = self._group + key
-                raise ConfigError(
-                    f"{self.where}: {name} = {_shown(value)} is not a key that stepwell knows; "
-                    "it may change what the model computes.",
-                    fix=f"if it does not, pass ignore_keys=({name!r},) to load_model.",
-                )
 
 
 def _family_of(values: Mapping[str, Any], where: str) -> Family:
@@ -165,7 +91,7 @@ def _family_of(values: Mapping[str, Any], where: str) -> Family:
         if name == family:
             return family
     raise ConfigError(
-        f"{where}: model_type is {_shown(name)}; stepwell reads {', '.join(FAMILIES)}.",
+        f"{where}: model_type is {shown(name)}; stepwell reads {', '.join(FAMILIES)}.",
         fix="use a model of one of these families.",
     )
 
@@ -176,13 +102,13 @@ def _one_spelling(values: Mapping[str, Any], form: FamilyFormat, where: str) -> 
     for alias, key in form.aliases.items():
         if alias in values and renamed.setdefault(key, values[alias]) != values[alias]:
             raise ConfigError(
-                f"{where}: {key} is {_shown(renamed[key])} but {alias} is {_shown(values[alias])}.",
+                f"{where}: {key} is {shown(renamed[key])} but {alias} is {shown(values[alias])}.",
                 fix="keep the one that is right.",
             )
     return renamed
 
 
-def _plain(keys: _Keys, key: str, default: Any, most: int) -> bool | float | int:
+def _plain(keys: Keys, key: str, default: Any, most: int) -> bool | float | int:
     """The value of a key that sets fields as it stands; 0 where it is to be derived."""
     if isinstance(default, bool):
         return keys.flag(key, default)
@@ -193,14 +119,14 @@ def _plain(keys: _Keys, key: str, default: Any, most: int) -> bool | float | int
     return keys.size(key, default, most=most)
 
 
-def _activation(keys: _Keys, form: FamilyFormat) -> str:
+def _activation(keys: Keys, form: FamilyFormat) -> str:
     name = keys.take(form.activation_key, form.activation)
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise keys.refusal(form.activation_key, name, "one of " + ", ".join(ACTIVATIONS))
     return ACTIVATIONS[name]
 
 
-def _token_ids(keys: _Keys, form: FamilyFormat) -> dict[str, Any]:
+def _token_ids(keys: Keys, form: FamilyFormat) -> dict[str, Any]:
     """bos_id, eos_id and pad_id. Old files say -1 where there is none."""
     defaults = {"bos": form.bos_id, "eos": form.eos_id, "pad": None}
     found: dict[str, Any] = {}
@@ -215,7 +141,7 @@ def _token_ids(keys: _Keys, form: FamilyFormat) -> dict[str, Any]:
     return found
 
 
-def _rope(keys: _Keys, context_length: int) -> dict[str, Any]:
+def _rope(keys: Keys, context_length: int) -> dict[str, Any]:
     """rope_theta and rope_scaling, from the old spelling, the new one, or both where they agree."""
     top = keys.number("rope_theta", DEFAULT_ROPE_THETA)
     groups = [keys.inside("rope_scaling"), keys.inside("rope_parameters")]
@@ -234,7 +160,7 @@ def _rope(keys: _Keys, context_length: int) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def _rope_scaling(group: _Keys, context_length: int) -> RopeScaling | None:
+def _rope_scaling(group: Keys, context_length: int) -> RopeScaling | None:
     kind = group.take("rope_type", group.take("type", "default"))
     if not isinstance(kind, str) or kind not in ROPE_KEYS:
         raise group.refusal("rope_type", kind, "one of " + ", ".join(ROPE_KEYS))
@@ -252,7 +178,7 @@ def _rope_scaling(group: _Keys, context_length: int) -> RopeScaling | None:
     return RopeScaling.parse({"kind": kind, **fields}, where=group.where)
 
 
-def _windows(keys: _Keys, form: FamilyFormat, num_layers: int) -> dict[str, Any]:
+def _windows(keys: Keys, form: FamilyFormat, num_layers: int) -> dict[str, Any]:
     """sliding_window and the layers that it holds for."""
     if form.windows == "none":
         return {}
@@ -263,18 +189,20 @@ def _windows(keys: _Keys, form: FamilyFormat, num_layers: int) -> dict[str, Any]
         window = window if keys.flag("use_sliding_window", False) else None
     usual = [window is not None and layer >= first for layer in range(num_layers)]
     slides = _layer_types(keys, num_layers) or usual
-    impossible = any(slides) if window is None else form.windows == "every layer" and slides != usual
+    impossible = (
+        any(slides) if window is None else form.windows == "every layer" and slides != usual
+    )
     if impossible:
         raise keys.refusal(
             "layer_types",
             keys.take("layer_types"),
-            f"layers that fit sliding_window={_shown(window)}",
+            f"layers that fit sliding_window={shown(window)}",
         )
     layers = tuple(layer for layer, sliding in enumerate(slides) if sliding)
     return {"sliding_window": window if layers else None, "sliding_layers": layers}
 
 
-def _layer_types(keys: _Keys, num_layers: int) -> list[bool] | None:
+def _layer_types(keys: Keys, num_layers: int) -> list[bool] | None:
     """Whether each layer slides, where the file says it layer by layer."""
     types = keys.take("layer_types")
     if types is None:
@@ -302,9 +230,11 @@ def _spell(config: ModelConfig, dtype: str) -> dict[str, Any]:
     form = FAMILIES[config.family]
     values: dict[str, Any] = {"architectures": [form.architecture], "model_type": config.family}
     values |= {key: getattr(config, ours[0]) for key, ours in form.fields.items()}
-    spelled = [name for name, ours in ACTIVATIONS.items() if ours == config.activation]
-    values[form.activation_key] = spelled[0]
-    values |= {f"{name}_token_id": getattr(config, f"{name}_id") for name in ("bos", "eos", "pad")}
+    names = (form.activation, *ACTIVATIONS)
+    values[form.activation_key] = next(n for n in names if ACTIVATIONS[n] == config.activation)
+    several = isinstance(config.eos_id, tuple)
+    eos = list(config.eos_ids) if several else config.eos_id
+    values |= {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
     if form.rotary:
         values |= _spell_rope(config)
     values |= _spell_windows(config, form)
@@ -343,13 +273,15 @@ def _spell_windows(config: ModelConfig, form: FamilyFormat) -> dict[str, Any]:
 
 
 def _differing(config: ModelConfig, values: Mapping[str, Any]) -> list[str]:
-    """Fields that would read back otherwise; what a rope scaling's kind does not use is no matter."""
+    """Fields that would read back otherwise, but for what a rope scaling's kind does not use."""
     back = read_config(values, where=f"a {config.family} config.json")
     wanted, scaling = config, config.rope_scaling
     if scaling is not None:
         used = {ours: getattr(scaling, ours) for ours in ROPE_KEYS[scaling.kind].values()}
         wanted = config.changed(rope_scaling=RopeScaling(kind=scaling.kind, **used))
-    return [name for name in ModelConfig.model_fields if getattr(back, name) != getattr(wanted, name)]
+    return [
+        name for name in ModelConfig.model_fields if getattr(back, name) != getattr(wanted, name)
+    ]
 
 
 def _expresses(family: Family, config: ModelConfig) -> bool:
@@ -358,13 +290,3 @@ def _expresses(family: Family, config: ModelConfig) -> bool:
         return not _differing(candidate, _spell(candidate, "float32"))
     except ConfigError:
         return False
-
-
-def _refuse_constant(word: str) -> float:
-    raise ValueError(f"{word} is no JSON number")
-
-
-def _shown(value: Any) -> str:
-    """A value as JSON spells it, cut short."""
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,7 +1,8 @@
-"""The families as data: how Llama, Mistral, Qwen2, Qwen3 and GPT-2 spell a ModelConfig in config.json.
+"""The families as data: how Llama, Mistral, Qwen2, Qwen3 and GPT-2 spell a ModelConfig.
 
-Owns the tables: which key sets which field, what transformers takes where a key is missing, and what
-is harmless to ignore. `config_json` reads and writes with them; the names of tensors are in `names`.
+Owns the tables of config.json: which key sets which field, what transformers takes where a key is
+missing, and what is harmless to ignore. `config_json` reads and writes with them; the names of
+tensors are in `names`.
 """
 
 from __future__ import annotations
@@ -52,15 +53,15 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
         "swish": "silu",
         "gelu": "gelu",
         "gelu_python": "gelu",
-        "gelu_new": "gelu_tanh",
         "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu_new": "gelu_tanh",
         "gelu_python_tanh": "gelu_tanh",
         "gelu_fast": "gelu_tanh",
         "gelu_accurate": "gelu_tanh",
         "relu": "relu",
     }
 )
-"""hidden_act -> ours. Where several mean the same, the first is written."""
+"""hidden_act -> ours. Of those that mean the same, the family's usual one or the first is written."""
 
 ROPE_KEYS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -98,26 +99,27 @@ IGNORED = frozenset(
 
     attention_dropout attn_pdrop embd_pdrop resid_pdrop dropout initializer_range initializer_factor
 
-    use_cache cache_implementation output_hidden_states output_attentions return_dict use_return_dict
-    chunk_size_feed_forward tie_last_hidden_states pretraining_tp is_decoder cross_attention_hidden_size
-    tie_encoder_decoder n_ctx max_sequence_length
+    use_cache cache_implementation output_hidden_states output_attentions return_dict
+    use_return_dict chunk_size_feed_forward tie_last_hidden_states pretraining_tp is_decoder
+    cross_attention_hidden_size tie_encoder_decoder n_ctx max_sequence_length
 
-    id2label label2id num_labels _num_labels problem_type classifier_dropout summary_type summary_use_proj
-    summary_activation summary_proj_to_labels summary_first_dropout
+    id2label label2id num_labels _num_labels problem_type classifier_dropout summary_type
+    summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
 
-    sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id max_length min_length
-    max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
-    top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id max_length
+    min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty
+    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
     return_dict_in_generate remove_invalid_values exponential_decay_length_penalty suppress_tokens
     begin_suppress_tokens
 
     reorder_and_upcast_attn
-    """.split()
+    """.split()  # noqa: SIM905
 )
-"""Keys that change nothing we compute, by group: what the file is about; dropout and initial values;
-caches, outputs and how a product is cut up; classification heads; sampling (generation_config.json
-rules there). reorder_and_upcast_attn asks for scores and softmax in float32, which ours always are.
+"""Keys that change nothing we compute, by group: what the file is about; dropout and initial
+values; caches, outputs and how a product is cut up; classification heads; sampling (where
+generation_config.json rules). reorder_and_upcast_attn asks for scores and softmax in float32, which
+ours always are.
 """
 
 _ONLY: Mapping[str, tuple[Any, ...]] = {

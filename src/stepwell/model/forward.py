@@ -32,34 +32,37 @@ class ForwardPass:
             else torch.arange(self.num_queries, device=ids_BT.device).expand_as(ids_BT)
         )
         self.rope: tuple[Tensor, Tensor] | None = None
-        self._masks: dict[int | None, Tensor] = {}
+        self._seen: dict[int | None, Tensor] = {}
 
     def wants(self, point: str, layer: int) -> bool:
         """Whether a hook reads or changes this point."""
         return self.hooks is not None and self.hooks.wants(point, layer)
 
-    def at(self, point: str, layer: int, value: Tensor) -> Tensor:
+    def at(self, point: str, layer: int, value: Tensor, *, allowed: Tensor | None = None) -> Tensor:
         """The value that goes on from a hook point: `value` itself where nothing is hooked."""
         if self.hooks is None:
             return value
-        return self.hooks.at(point, layer, value, self.positions_BT)
+        return self.hooks.at(point, layer, value, self.positions_BT, allowed=allowed)
 
-    def mask(self, window: int | None, *, explicit: bool = False) -> Tensor | None:
-        """True where a query may see a key, bool [B or 1, 1, T, S].
+    def mask(self, window: int | None) -> Tensor | None:
+        """What attention needs to be told about who sees whom: `seen`, or None.
 
         None stands for the two cases that need no mask: causal from position 0, and one query a row
-        that sees all keys. `explicit` asks for the mask all the same.
+        that sees all keys.
         """
-        if not explicit and self._is_plain(window):
-            return None
-        if window not in self._masks:
+        return None if self._is_plain(window) else self.seen(window)
+
+    def seen(self, window: int | None) -> Tensor:
+        """True where a query may see a key, bool [B or 1, 1, T, S]; made once for all layers."""
+        if window not in self._seen:
+            alike = self.view is None or self.view.uniform
+            queries_BT1 = (self.positions_BT[:1] if alike else self.positions_BT)[..., None]
             keys_S = torch.arange(self.length, device=self.positions_BT.device)
-            queries_BT1 = self.positions_BT[..., None]
             seen = keys_S <= queries_BT1
             if window is not None:
                 seen &= keys_S > queries_BT1 - window
-            self._masks[window] = seen[:, None]
-        return self._masks[window]
+            self._seen[window] = seen[:, None]
+        return self._seen[window]
 
     def _is_plain(self, window: int | None) -> bool:
         if window is not None and window < self.length:

@@ -170,12 +170,24 @@ class Hooks:
             r.wants(point, layer) for r in self.recorders
         )
 
-    def at(self, point: str, layer: int, value: Tensor, positions_BT: Tensor) -> Tensor:
-        """The value that goes on: changed by the interventions, then shown to the recorders."""
+    def at(
+        self,
+        point: str,
+        layer: int,
+        value: Tensor,
+        positions_BT: Tensor,
+        *,
+        allowed: Tensor | None = None,
+    ) -> Tensor:
+        """The value that goes on: changed by the interventions, then shown to the recorders.
+
+        Where `allowed` is false a change is undone: no intervention lets a token see a later one.
+        """
         for intervention in self.interventions:
             if intervention.changes(point, layer):
                 touched = _where(intervention.positions, positions_BT)
                 value = intervention.apply(point, layer, value, touched)
+                value = value if allowed is None else value.masked_fill(~allowed, 0.0)
         for recorder in self.recorders:
             if recorder.wants(point, layer):
                 recorder.take(point, layer, value, positions_BT)

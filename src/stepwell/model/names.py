@@ -6,7 +6,7 @@ Owns the tables and their expansion over layers, weights and biases. Reads and w
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,28 +29,32 @@ class Row:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a checkpoint and the parameters of ours that it holds, in order."""
+    """One tensor of a checkpoint, its shape there, and the parameters of ours that it holds.
+
+    num_rows: the length of each part along its first axis, which they are joined along.
+    """
 
     name: str
+    shape: tuple[int, ...]
     parts: tuple[str, ...]
+    num_rows: tuple[int, ...]
     transposed: bool
 
+    @property
+    def bare_name(self) -> str:
+        """The name in a checkpoint of the model without its head, such as the first GPT-2's."""
+        return self.name.removeprefix("model.").removeprefix("transformer.")
+
     def join(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The tensor to store, contiguous."""
+        """The tensor to store."""
         pieces = [parameters[part] for part in self.parts]
         whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-        return (whole.T if self.transposed else whole).contiguous()
+        return whole.T if self.transposed else whole
 
-    def split(self, stored: Tensor, num_rows: Sequence[int]) -> dict[str, Tensor]:
-        """Our parameters as views of the stored tensor; `num_rows` is the length of each."""
+    def split(self, stored: Tensor) -> dict[str, Tensor]:
+        """Our parameters, as views of the stored tensor."""
         whole = stored.T if self.transposed else stored
-        return dict(zip(self.parts, whole.split(list(num_rows)), strict=True))
-
-    def shape(self, parameters: Mapping[str, Tensor]) -> list[int]:
-        """The shape that it is stored in."""
-        first = parameters[self.parts[0]]
-        shape = [sum(parameters[part].shape[0] for part in self.parts), *first.shape[1:]]
-        return shape[::-1] if self.transposed else shape
+        return dict(zip(self.parts, torch.split(whole, list(self.num_rows)), strict=True))
 
 
 _LLAMA = (
@@ -94,31 +98,35 @@ NAMES: Mapping[Family, tuple[Row, ...]] = {
 }
 
 HEAD = "lm_head.weight"
-PREFIX = re.compile(r"(?:model|transformer)\.")
-"""What a checkpoint of the bare model, without its head, leaves off its names."""
-
 LAYER = re.compile(r"(?:model\.layers|layers|transformer\.h|h)\.([0-9]{1,6})\.")
 
 REDUNDANT = re.compile(
     r"(?:model\.)?(?:layers\.[0-9]+\.self_attn\.)?rotary_emb\.inv_freq"
     r"|(?:transformer\.)?h\.[0-9]+\.attn\.(?:bias|masked_bias)"
 )
-"""Tensors that old checkpoints carry and that follow from config.json: rotary frequencies, masks."""
+"""Tensors of old checkpoints that follow from config.json: rotary frequencies and causal masks."""
 
 
-def stored_tensors(config: ModelConfig, parameters: Collection[str]) -> list[StoredTensor]:
-    """What a checkpoint of this family holds for the named parameters, layer by layer."""
-    found = []
+def stored_tensors(config: ModelConfig, parameters: Mapping[str, Tensor]) -> list[StoredTensor]:
+    """What a checkpoint of this family holds for the model's parameters, the embedding first."""
     rows = NAMES[config.family]
     layered = [row for row in rows if "{}" in row.theirs]
     start = rows.index(layered[0])
-    order = [(row, 0) for row in rows[:start]]
-    order += [(row, layer) for layer in range(config.num_layers) for row in layered]
-    order += [(row, 0) for row in rows[start + len(layered) :]]
-    for row, layer in order:
-        for kind in ("weight", "bias"):
-            parts = tuple(f"{name.format(layer)}.{kind}" for name in row.ours)
-            if all(part in parameters for part in parts):
-                name = f"{row.theirs.format(layer)}.{kind}"
-                found.append(StoredTensor(name, parts, row.transposed and kind == "weight"))
-    return found
+    ordered = [(row, 0) for row in rows[:start]]
+    ordered += [(row, layer) for layer in range(config.num_layers) for row in layered]
+    ordered += [(row, 0) for row in rows[start + len(layered) :]]
+    return [
+        _stored(row, layer, kind, parameters)
+        for row, layer in ordered
+        for kind in ("weight", "bias")
+        if f"{row.ours[0].format(layer)}.{kind}" in parameters
+    ]
+
+
+def _stored(row: Row, layer: int, kind: str, parameters: Mapping[str, Tensor]) -> StoredTensor:
+    parts = tuple(f"{name.format(layer)}.{kind}" for name in row.ours)
+    num_rows = tuple(len(parameters[part]) for part in parts)
+    shape = (sum(num_rows), *parameters[parts[0]].shape[1:])
+    transposed = row.transposed and kind == "weight"
+    name = f"{row.theirs.format(layer)}.{kind}"
+    return StoredTensor(name, shape[::-1] if transposed else shape, parts, num_rows, transposed)

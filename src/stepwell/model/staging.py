@@ -1,17 +1,17 @@
 """Replacing the files of a directory together: all of them change, or none does.
 
-Owns the order of renames and what is done about one that was cut off. Knows nothing of what the files
+Owns the order of renames and what is done where one was cut off. Knows nothing of what the files
 hold; whoever writes them flushes them.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+UNFINISHED = ".saving"  # in the directory while a save is under way
 _LEAVING = "leaving"  # old files on their way out
 _REPLACED = "replaced"  # all the old files
 
@@ -20,14 +20,14 @@ _REPLACED = "replaced"  # all the old files
 def staged(directory: Path, *, marker: str, belongs: Callable[[str], bool]) -> Iterator[Path]:
     """An empty directory to write into; when the block ends well, its files become `directory`'s.
 
-    They replace every file whose name `belongs`; all others stay. Where anything raises, nothing has
-    changed. A new directory, or a change of one file, is a single rename. Otherwise `marker`, one of
-    the files, leaves first and comes last: whoever finds the directory without it knows that a save
-    was killed between two renames, and the next save first puts the old files back. One process at a
-    time may save into a directory.
+    They replace every file whose name `belongs`; all others stay. Where anything raises, nothing
+    has changed. A new directory, or a change of one file, is a single rename. Otherwise `marker`,
+    one of the files, leaves first and comes last: whoever finds the directory without it knows that
+    a save was killed between two renames, and the next save first puts the old files back. One
+    process at a time may save into a directory.
     """
     present = directory.is_dir()
-    stage = directory / ".saving" if present else directory.with_name(f".{directory.name}.saving")
+    stage = directory / UNFINISHED if present else directory.with_name(f".{directory.name}.saving")
     _clear(stage, directory, marker, belongs)
     stage.mkdir(parents=True)
     try:
@@ -35,7 +35,7 @@ def staged(directory: Path, *, marker: str, belongs: Callable[[str], bool]) -> I
         if present:
             _exchange(stage, directory, marker, belongs)
         else:
-            os.rename(stage, directory)
+            stage.rename(directory)
     finally:
         _clear(stage, directory, marker, belongs)
 
@@ -46,27 +46,30 @@ def _exchange(stage: Path, directory: Path, marker: str, belongs: Callable[[str]
     changed = {name for name in new if not _is_same(stage / name, directory / name)}
     if len(changed) == 1 and old <= new:
         name = changed.pop()
-        os.replace(stage / name, directory / name)
+        (stage / name).replace(directory / name)
         return
     leaving = stage / _LEAVING
     leaving.mkdir()
     for name in _marker_first(old, marker):
-        os.replace(directory / name, leaving / name)
-    os.rename(leaving, stage / _REPLACED)
+        (directory / name).replace(leaving / name)
+    leaving.rename(stage / _REPLACED)
     for name in reversed(_marker_first(new, marker)):
-        os.replace(stage / name, directory / name)
+        (stage / name).replace(directory / name)
 
 
 def _clear(stage: Path, directory: Path, marker: str, belongs: Callable[[str], bool]) -> None:
-    """Remove the stage; if an exchange was cut off, put the old files back before."""
+    """Remove the stage; if an exchange was cut off, put the old files back before.
+
+    Safe to be cut off itself: what it finds then is one of the states it started from.
+    """
+    leaving, replaced = stage / _LEAVING, stage / _REPLACED
     if not (directory / marker).exists():
-        if (stage / _REPLACED).is_dir():
+        if replaced.is_dir():
             for path in [path for path in directory.iterdir() if belongs(path.name)]:
                 path.unlink()
-        for kept in (_LEAVING, _REPLACED):
-            names = {path.name for path in (stage / kept).glob("*")}
-            for name in reversed(_marker_first(names, marker)):
-                os.replace(stage / kept / name, directory / name)
+            replaced.rename(leaving)
+        for name in reversed(_marker_first({path.name for path in leaving.glob("*")}, marker)):
+            (leaving / name).replace(directory / name)
     shutil.rmtree(stage, ignore_errors=True)
 
 
@@ -75,5 +78,5 @@ def _marker_first(names: set[str], marker: str) -> list[str]:
 
 
 def _is_same(new: Path, old: Path) -> bool:
-    """Whether two JSON files hold the same bytes; weights, too large to compare, count as changed."""
+    """Whether two JSON files hold the same bytes; weights are too large to compare."""
     return new.suffix == ".json" and old.is_file() and new.read_bytes() == old.read_bytes()

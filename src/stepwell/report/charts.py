@@ -13,7 +13,16 @@ import numpy as np
 
 from stepwell.report.describe import describe, x_text
 from stepwell.report.figure import Cell, Chart, Column, Estimate, Series, Table
-from stepwell.report.layout import bar_edges, compared, end_labels, runs, wants_legend, wide_ticks
+from stepwell.report.layout import (
+    LABEL_TURNS_AT,
+    bar_edges,
+    compared,
+    end_labels,
+    point_labels,
+    runs,
+    wants_legend,
+    wide_ticks,
+)
 from stepwell.report.markup import Markup, element, join, json_numbers, json_script
 from stepwell.report.palette import DARK, LIGHT, series_color
 from stepwell.report.scale import Axis, Floats, chart_axes, thin
@@ -137,18 +146,18 @@ def _end_labels(chart: Chart, labels: dict[int, float]) -> Markup:
 
 def _point_labels(chart: Chart, axes: tuple[Axis, Axis]) -> Markup:
     labels = []
-    for series in chart.series:
-        places = zip(series.labels, *(_places(series, axes)), strict=False)
-        for label, x, y in places:
-            if label and np.isfinite(x) and np.isfinite(y):
-                side = "mark left" if x > 0.85 else "mark"
-                style = f"left:{100 * x:.2f}%;top:{100 * (1 - y):.2f}%"
-                labels.append(element("span", label, class_=side, style=style, aria_hidden="true"))
+    for label, x, y in point_labels(chart, axes):
+        turns = ["left"] * (x > LABEL_TURNS_AT) + ["up"] * (y < 1 - LABEL_TURNS_AT)
+        labels.append(
+            element(
+                "span",
+                label,
+                class_=" ".join(["mark", *turns]),
+                style=f"left:{100 * x:.2f}%;top:{100 * (1 - y):.2f}%",
+                aria_hidden="true",
+            )
+        )
     return join(*labels)
-
-
-def _places(series: Series, axes: tuple[Axis, Axis]) -> tuple[list[float], list[float]]:
-    return axes[0].place(series.table[0]).tolist(), axes[1].place(series.table[1]).tolist()
 
 
 def _y_ticks(axis: Axis) -> Markup:
@@ -181,7 +190,11 @@ def _values(chart: Chart) -> Markup:
     members = compared(chart)
     if not 0 < sum(series.table.shape[1] for series in members) <= MOST_LISTED:
         return Markup("")
-    headers = ["series", chart.x_label, Column(chart.y_label, percent=chart.y_percent)]
+    headers: list[str | Column] = [
+        "series",
+        chart.x_label,
+        Column(chart.y_label, percent=chart.y_percent),
+    ]
     rows = [row for series in members for row in _rows(chart, series)]
     table = table_markup(Table(headers, rows))
     return element("details", element("summary", "Values"), table)

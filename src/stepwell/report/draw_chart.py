@@ -12,7 +12,15 @@ from matplotlib.axes import Axes as Field
 from matplotlib.patches import Rectangle
 
 from stepwell.report.figure import Chart, Series
-from stepwell.report.layout import bar_edges, compared, end_labels, runs, wants_legend
+from stepwell.report.layout import (
+    LABEL_TURNS_AT,
+    bar_edges,
+    compared,
+    end_labels,
+    point_labels,
+    runs,
+    wants_legend,
+)
 from stepwell.report.palette import Theme, series_color
 from stepwell.report.scale import Axis, Floats, chart_axes
 from stepwell.report.sheet import LINE, MARGIN, Sheet, caption_height, text_width, widest
@@ -45,7 +53,7 @@ class Plan:
 
     @property
     def top(self) -> float:
-        return self.legend_top + 15 * len(self.legend) + 24
+        return self.legend_top + (15 * len(self.legend) + 5 if self.legend else 0) + 24
 
     @property
     def left(self) -> float:
@@ -65,11 +73,14 @@ class Plan:
         place = members.index(series)
         return series_color(self.theme, place, len(members), ordered=self.chart.ordered)
 
+    def line_width(self, number: int) -> float:
+        return 1.0 if self.chart.series[number].style == "reference" else 1.7
+
     def dashes(self, number: int) -> str | tuple[float, tuple[float, ...]]:
-        """The line style of a series: dashed for comparison, dotted where its colour is used again."""
+        """The line style of a series: dashed to compare with, dotted where its colour repeats."""
         series = self.chart.series[number]
         if series.style == "reference":
-            return (0, (3.5, 3.5))
+            return (0, (3.0, 3.0))
         members = compared(self.chart)
         repeated = not self.chart.ordered and members.index(series) >= len(self.theme.series)
         return (0, (1.0, 1.6)) if repeated else "solid"
@@ -127,7 +138,8 @@ def _draw_key(sheet: Sheet, plan: Plan, number: int, x: float, y: float) -> None
     elif series.style == "bars":
         field.add_patch(Rectangle((0.15, 0), 0.7, 1, color=color, linewidth=0))
     else:
-        field.plot([0, 1], [0.5, 0.5], color=color, linewidth=1.7, linestyle=plan.dashes(number))
+        width = plan.line_width(number)
+        field.plot([0, 1], [0.5, 0.5], color=color, linewidth=width, linestyle=plan.dashes(number))
     sheet.write(series.name, x + SWATCH, y, color=sheet.theme.ink, va="center_baseline")
 
 
@@ -169,9 +181,8 @@ def _draw_series(field: Field, plan: Plan, number: int) -> None:
     else:
         for run in runs(np.stack([x, low, high])):
             field.fill_between(x[run], low[run], high[run], color=color, alpha=0.17, linewidth=0)
-        width = 1.0 if series.style == "reference" else 1.7
-        look = {"linewidth": width, "linestyle": plan.dashes(number), "solid_capstyle": "round"}
-        field.plot(x, y, color=color, clip_on=clip, **look)
+        width, dashes = plan.line_width(number), plan.dashes(number)
+        field.plot(x, y, color=color, linewidth=width, linestyle=dashes, clip_on=clip)
     if series.style in ("bars", "points"):
         ink = plan.theme.ink if series.style == "bars" else color
         _draw_whiskers(field, x, low, high, ink)
@@ -183,7 +194,7 @@ def _draw_bars(field: Field, plan: Plan, series: Series, color: str) -> Floats:
     left, right = (x_axis.place(edge) for edge in bar_edges(plan.chart, series))
     floor = 0.0 if y_axis.log else max(0.0, float(y_axis.place(0.0)))
     height = y_axis.place(series.table[1]) - floor
-    field.bar(left, height, right - left, floor, align="edge", color=color, alpha=0.85, linewidth=0)
+    field.bar(left, height, right - left, floor, align="edge", color=color, linewidth=0)
     return np.asarray((left + right) / 2)
 
 
@@ -193,13 +204,8 @@ def _draw_whiskers(field: Field, x: Floats, low: Floats, high: Floats, color: st
 
 
 def _draw_point_labels(sheet: Sheet, plan: Plan) -> None:
-    for series in plan.chart.series:
-        places = zip(
-            *(axis.place(row) for axis, row in zip(plan.axes, series.table[:2], strict=True)),
-            strict=True,
-        )
-        for label, (x, y) in zip(series.labels, places, strict=False):
-            if label and np.isfinite(x) and np.isfinite(y):
-                beside, side = (-6, "right") if x > 0.85 else (6, "left")
-                at = plan.left + plan.width * x + beside, plan.top + HEIGHT * (1 - y) - 5
-                sheet.write(label, *at, color=sheet.theme.ink, ha=side)
+    for label, x, y in point_labels(plan.chart, plan.axes):
+        beside, side = (-6, "right") if x > LABEL_TURNS_AT else (6, "left")
+        below = -6 if x > LABEL_TURNS_AT or y < 1 - LABEL_TURNS_AT else 12
+        at = plan.left + plan.width * x + beside, plan.top + HEIGHT * (1 - y) + below
+        sheet.write(label, *at, color=sheet.theme.ink, ha=side)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes as Field
@@ -139,7 +140,12 @@ def _draw_frames(field: Field, tiling: Tiling, theme: Theme) -> None:
         for row in range(num_rows)
         for column in range(num_columns)
     ]
-    look = {"facecolor": "none", "edgecolor": theme.rule, "linewidth": 0.5, "clip_on": False}
+    look: dict[str, Any] = {
+        "facecolor": "none",
+        "edgecolor": theme.rule,
+        "linewidth": 0.5,
+        "clip_on": False,
+    }
     field.add_collection(PatchCollection(frames, **look), autolim=False)
 
 
@@ -148,9 +154,10 @@ def _name_maps(sheet: Sheet, tiling: Tiling, left: float, top: float) -> None:
     rows, columns, y_names, x_names = tiling.grid.names
     (across, along), (width, height) = tiling.step, tiling.size
     bottom = top + along * (len(rows) - 1) + height
-    for column, name in enumerate(
-        short_names(columns) if widest(columns, SMALL) > width else columns
-    ):
+    if widest(columns, SMALL) > width:
+        word, columns = short_names(columns)
+        sheet.write(word, left - tiling.ticks_width - 9, top - 5, size=SMALL, ha="right")
+    for column, name in enumerate(columns):
         start = left + across * column
         sheet.write(name, start + width / 2, top - 5, size=SMALL, ha="center")
         if tiling.has_ticks:
@@ -166,7 +173,7 @@ def _name_maps(sheet: Sheet, tiling: Tiling, left: float, top: float) -> None:
 def _sheet(
     picture: Heatmap | HeatmapGrid, theme: Theme, width: float, height: float, scale: ColorScale
 ) -> tuple[Sheet, float]:
-    """A sheet with caption and colour scale and, under them, room of `height`; and where that begins."""
+    """A sheet with caption and colour scale, and where, under them, room of `height` begins."""
     width = max(LEAST_WIDTH, width)
     below = caption_height(picture.title, picture.note, width)
     top = below + LEGEND_HEIGHT
@@ -222,7 +229,7 @@ def _upright(names: Sequence[str], cell: float) -> bool:
 
 
 def _cell_size(rows: int, columns: int, text: Sequence[Sequence[str]]) -> tuple[float, float]:
-    """Width and height of a cell in points: room for its text, or else as large as the map may be."""
+    """Width and height of a cell in points: room for its text, else as large as a map allows."""
     if text:
         room = max(widest(row, SMALL) for row in text) + 9
         return DOT * math.ceil(max(26.0, room) / DOT), DOT * math.ceil(19.0 / DOT)

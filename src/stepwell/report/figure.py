@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stepwell.errors import ShapeError, UsageError
+from stepwell.errors import ConfigError, ShapeError, UsageError
 
 Style = Literal["line", "points", "bars", "reference"]
 Bounds = tuple[float | None, float | None]
@@ -90,6 +90,11 @@ class Chart:
     categories: Sequence[str] = ()
     ordered: bool = False
 
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("x_range", self.x_range), ("y_range", self.y_range)):
+            if low is not None and high is not None and low >= high:
+                raise ConfigError(f"chart {self.title!r}: {name} ends at {high}, before {low}.")
+
 
 @dataclass(frozen=True, eq=False)
 class Heatmap:
@@ -157,7 +162,8 @@ class HeatmapGrid:
         rows, columns, num_y, num_x = shape = _dimensions(self.title, self.values, 4)
         if math.prod(shape) > MOST_GRID_VALUES:
             raise UsageError(
-                f"{self.title!r} has {math.prod(shape):,} values; a page holds {MOST_GRID_VALUES:,}.",
+                f"{self.title!r} has {math.prod(shape):,} values;"
+                f" a page holds {MOST_GRID_VALUES:,}.",
                 fix="show fewer layers, heads or positions.",
             )
         _check_names(self.title, "row_labels", self.row_labels, rows)

@@ -123,7 +123,7 @@ def _block(block: Block) -> Markup:
 def _document(title: str, body: Markup) -> Markup:
     """The html element: only a page with maps carries the script that draws them."""
     names = ["tips.js", "charts.js"]
-    names += ["maps.js"] if 'class="grid"' in body else []
+    names += ["maps.js"] if '<figure class="grid' in body else []
     script = "".join(map(_asset, names))
     head = element(
         "head",
@@ -152,7 +152,7 @@ def _policy(script: str) -> str:
 
 
 def _style(body: str) -> str:
-    cells = 'class="heatmap"' in body
+    cells = '<figure class="heatmap' in body
     light, dark = (_theme_style(theme, cells) for theme in (LIGHT, DARK))
     screen = f"@media screen and (prefers-color-scheme:dark){{{dark}.hue{{--c:var(--d)}}}}"
     return f"{light}.hue{{--c:var(--l)}}{screen}{_asset('page.css')}"

@@ -18,6 +18,7 @@ from stepwell.report.scale import Axis, Floats, bar_spacing, spread
 MOST_END_LABELS = 8
 MOST_WRITTEN_COLUMNS = 16
 BAR_SHARE = 0.78
+LABEL_TURNS_AT = 0.85
 
 
 def runs(values: Floats) -> list[slice]:
@@ -55,6 +56,21 @@ def end_labels(chart: Chart, axes: tuple[Axis, Axis], gap: float) -> dict[int, f
     return dict(enumerate(spread([end for end in ends if end is not None], gap)))
 
 
+def point_labels(chart: Chart, axes: tuple[Axis, Axis]) -> list[tuple[str, float, float]]:
+    """The names of single points with their places, 0 to 1 in x and y.
+
+    A name stands to the lower right of its point, where a rising curve leaves room; for a point
+    near the right edge to its upper left, for one near the bottom to its upper right.
+    """
+    labels = []
+    for series in chart.series:
+        places = [axis.place(row) for axis, row in zip(axes, series.table[:2], strict=True)]
+        for label, x, y in zip(series.labels, *places, strict=False):
+            if label and math.isfinite(x) and math.isfinite(y):
+                labels.append((label, float(x), float(y)))
+    return labels
+
+
 def wants_legend(chart: Chart) -> bool:
     """Whether a reader needs names to tell the series of a chart apart."""
     return len(chart.series) > 1
@@ -73,12 +89,12 @@ def cell_text(heatmap: Heatmap) -> Sequence[Sequence[str]]:
     return [[_written(value, decimals) for value in row] for row in heatmap.array.tolist()]
 
 
-def short_names(names: Sequence[str]) -> list[str]:
-    """Numbered names without the word that all of them begin with, for where there is little room."""
+def short_names(names: Sequence[str]) -> tuple[str, list[str]]:
+    """The word that all of some numbered names begin with, "" if none, and the names without it."""
     word = names[0].rstrip("0123456789")
-    if not word or not all(name.startswith(word) and name != word for name in names):
-        return list(names)
-    return [name.removeprefix(word) for name in names]
+    if not all(name.startswith(word) and name != word for name in names):
+        word = ""
+    return word.strip(), [name.removeprefix(word) for name in names]
 
 
 def _written(value: float, decimals: int | None) -> str:

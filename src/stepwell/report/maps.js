@@ -1,4 +1,4 @@
-// Grids of small maps: painted when they come into view, read under the pointer, enlarged by a click.
+// Grids of small maps: painted a few at a time, read under the pointer, enlarged by a click.
 
 const MISSING = 0xffff;
 const HEAD_WIDTH = 92; // pixels kept for the names of rows and of their tokens
@@ -7,7 +7,8 @@ const TOKEN_HEIGHT = 11; // pixels a token needs beside a map
 
 /** The bytes that a script element holds, deflated, in base64. */
 async function inflate(element) {
-  const packed = Uint8Array.from(atob(element.textContent), (sign) => sign.charCodeAt(0));
+  const text = atob(element.textContent), packed = new Uint8Array(text.length);
+  for (let at = 0; at < text.length; at++) packed[at] = text.charCodeAt(at);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
@@ -84,15 +85,19 @@ class Values {
   }
 }
 
-/** Names without the words they all begin with, for where there is little room. */
+/** The word that all of some numbered names begin with, and the names without it. */
 function shortNames(names) {
-  const word = names[0].slice(0, names[0].search(/\d/) + 1).replace(/\d+$/, "");
-  return word && names.every((name) => name.startsWith(word)) ? names.map((name) => name.slice(word.length)) : names;
+  const word = names[0].replace(/\d+$/, "");
+  if (!names.every((name) => name.startsWith(word) && name !== word)) return ["", names];
+  return [word.trim(), names.map((name) => name.slice(word.length))];
 }
 
-function tokenAxis(kind, names, spare = 1) {
-  const axis = make("div", `tokens ${kind}`);
-  axis.append(...names.map((name, at) => make("span", "", at % spare ? "" : name)));
+/** The names along one side of a map, upright under it where they are wider than a cell. */
+function tokenAxis(kind, names, cell) {
+  const upright = kind === "x" && Math.max(...names.map((name) => name.length)) * 7 > cell;
+  const axis = make("div", `tokens ${kind}${upright ? " upright" : ""}`);
+  const spare = Math.max(1, Math.ceil(TOKEN_HEIGHT / cell));
+  axis.append(...names.map((name, at) => make("span", at % spare ? "spare" : "", name)));
   return axis;
 }
 
@@ -118,12 +123,6 @@ class Grid {
     this.own = false;
     this.mark = make("i", "at");
     this.holder = figure.querySelector(".maps");
-    this.seen = new IntersectionObserver((entries) => {
-      for (const entry of entries) {
-        entry.target.inView = entry.isIntersecting;
-        if (entry.isIntersecting) this.paint(entry.target);
-      }
-    }, { rootMargin: "200px" });
     this.buttons = Array.from({ length: values.numRows * values.numColumns }, (_, map) => this.button(map));
     this.addSwitch();
     this.holder.addEventListener("pointermove", (event) => this.read(event));
@@ -134,7 +133,6 @@ class Grid {
     });
     new ResizeObserver(() => this.arrange()).observe(this.holder);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.repaint());
-    this.repaint();
   }
 
   button(map) {
@@ -143,7 +141,6 @@ class Grid {
     button.map = map;
     button.setAttribute("aria-label", `Enlarge ${this.values.name(map) || "the map"}`);
     button.append(make("canvas"));
-    this.seen.observe(button);
     return button;
   }
 
@@ -169,37 +166,42 @@ class Grid {
     if (side === this.side) return;
     this.side = side;
     const height = Math.max(1, Math.round((side * values.height) / values.width));
-    const tokens = side / values.width >= TOKEN_HEIGHT && height / values.height >= TOKEN_HEIGHT;
+    const cell = side / values.width;
+    const tokens = cell >= TOKEN_HEIGHT && height / values.height >= TOKEN_HEIGHT;
     const grid = make("div");
     grid.style.cssText = `grid-template-columns:auto repeat(${values.numColumns},${side}px);--gap:${gap}px`;
-    const columns = side < 64 ? shortNames(values.columns) : values.columns;
-    grid.append(make("span", "row"), ...columns.map((name) => make("span", "column", name)));
+    const [word, columns] = side < 64 ? shortNames(values.columns) : ["", values.columns];
+    grid.append(make("span", "row", word), ...columns.map((name) => make("span", "column", name)));
     values.rows.forEach((name, row) => {
       const head = make("div", "row", name);
-      if (tokens) { head.append(tokenAxis("y", values.y)); head.lastChild.style.height = `${height}px`; }
+      if (tokens) { head.append(tokenAxis("y", values.y, cell)); head.lastChild.style.height = `${height}px`; }
       grid.append(head, ...this.buttons.slice(row * values.numColumns, (row + 1) * values.numColumns));
     });
     if (tokens) {
       grid.append(make("span", "row"));
-      for (let column = 0; column < values.numColumns; column++) grid.append(tokenAxis("x", values.x));
+      for (let column = 0; column < values.numColumns; column++) grid.append(tokenAxis("x", values.x, cell));
     }
     for (const button of this.buttons) button.style.cssText = `width:${side}px;height:${height}px`;
     this.holder.replaceChildren(grid);
     this.repaint();
   }
 
+  /** Paint all maps, a few at a time, so that the page answers meanwhile. */
   repaint() {
+    if (!this.side) return;
     this.colors = colorTable(this.values.diverging);
-    for (const button of this.buttons) {
-      button.painted = false;
-      if (button.inView) this.paint(button);
-    }
-  }
-
-  paint(button) {
-    if (button.painted || !this.side) return;
-    button.painted = true;
-    this.values.paint(button.firstChild, button.map, Math.ceil(this.side * devicePixelRatio), this.colors, this.own);
+    const limit = Math.ceil(this.side * devicePixelRatio);
+    const round = (this.round = {});
+    const go = (next) => {
+      if (this.round !== round) return;
+      const until = performance.now() + 12;
+      for (; next < this.buttons.length && performance.now() < until; next++) {
+        this.values.paint(this.buttons[next].firstChild, next, limit, this.colors, this.own);
+      }
+      if (next < this.buttons.length) setTimeout(go, 0, next);
+      else this.figure.dataset.painted = "all";
+    };
+    go(0);
   }
 
   read(event) {
@@ -270,8 +272,7 @@ class Enlarged {
     box.append(canvas);
     values.paint(canvas, this.map, Math.ceil(Math.max(width, height) * devicePixelRatio), this.grid.colors, this.grid.own);
     if (cell >= 34) this.writeValues(canvas, cell);
-    const spare = Math.max(1, Math.ceil(TOKEN_HEIGHT / cell));
-    this.axes = [tokenAxis("y", values.y, spare), tokenAxis("x", values.x, spare)];
+    this.axes = [tokenAxis("y", values.y, cell), tokenAxis("x", values.x, cell)];
     this.axes[0].style.height = `${height}px`;
     this.axes[1].style.width = `${width}px`;
     this.mark = make("i", "at");

@@ -23,6 +23,7 @@ from stepwell.report.tables import caption
 
 MOST_CELLS = 4096
 NUM_SHADES = 48
+MOST_NARROW_COLUMNS = 12
 MISSING = 0xFFFF
 
 
@@ -60,7 +61,7 @@ def grid_markup(grid: HeatmapGrid) -> Markup:
         ),
         json_script(_header_data(grid, scale)),
         bytes_script(encode(grid.array, scale)),
-        class_="grid",
+        class_="grid wide" if grid.array.shape[1] > MOST_NARROW_COLUMNS else "grid",
     )
 
 

@@ -35,15 +35,15 @@ def escape(text: str) -> Markup:
     return Markup(html.escape(whole.translate(_CONTROLS)))
 
 
-def element(name: str, *children: str, **attributes: Attribute) -> Markup:
+def element(tag: str, /, *children: str, **attributes: Attribute) -> Markup:
     """The element with escaped children and attributes: `class_` is class, `aria_label` aria-label.
 
     An attribute that is None or False is left out; one that is True stands without a value.
     """
     written = "".join(_attribute(key, value) for key, value in attributes.items())
-    if name in _VOID:
-        return Markup(f"<{name}{written}>")
-    return Markup(f"<{name}{written}>{join(*children)}</{name}>")
+    if tag in _VOID:
+        return Markup(f"<{tag}{written}>")
+    return Markup(f"<{tag}{written}>{join(*children)}</{tag}>")
 
 
 def join(*pieces: str) -> Markup:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Theme:
-    """One set of colours, each as #rrggbb; the scales as stops at equal distances."""
+    """One set of colours, each as #rrggbb; the last three are stops, equally far apart."""
 
     paper: str
     panel: str
@@ -24,6 +24,7 @@ class Theme:
     rule: str
     accent: str
     series: tuple[str, ...]
+    ordered: tuple[str, ...]
     sequential: tuple[str, ...]
     diverging: tuple[str, ...]
 
@@ -36,6 +37,7 @@ LIGHT = Theme(
     rule="#e1e3e1",
     accent="#1857b0",
     series=("#1857b0", "#dc6b05", "#2a9d8f", "#84195c", "#8480e0", "#5c5400"),
+    ordered=("#d97706", "#c8415f", "#8a2f95", "#2b1c63"),
     sequential=("#f3f1e7", "#cfe3d0", "#8fc7bd", "#4a9cb5", "#2a6ca6", "#263f8a", "#1b184c"),
     diverging=("#8c3b00", "#d07a2d", "#f0c596", "#f3f1ec", "#a9cbe6", "#3f84c0", "#0f3d7a"),
 )
@@ -48,21 +50,17 @@ DARK = Theme(
     rule="#2c3238",
     accent="#7db1ff",
     series=("#4f8ff7", "#f39a3a", "#74e3b5", "#c850ae", "#dcb6f7", "#8f8f22"),
+    ordered=("#6f5ce0", "#c255bd", "#f58a8a", "#ffe7a0"),
     sequential=("#1e2429", "#1d3b50", "#1e6079", "#2c8c8c", "#66b88a", "#bfdc7f", "#fbf6b0"),
     diverging=("#ffb066", "#c4701f", "#6b4426", "#23292e", "#24506f", "#3a8cc9", "#a4d8ff"),
 )
-
-# Where an ordered set of series lies on the sequential scale: its palest part would not show.
-ORDERED_SPAN = (0.38, 1.0)
 
 
 def series_color(theme: Theme, number: int, count: int, *, ordered: bool) -> str:
     """The colour of series `number` of `count`; after the last, kinds repeat (and get dashes)."""
     if not ordered:
         return theme.series[number % len(theme.series)]
-    low, high = ORDERED_SPAN
-    place = high if count == 1 else low + (high - low) * number / (count - 1)
-    return _hex(_blend(theme.sequential, np.array([place]))[0])
+    return _hex(_blend(theme.ordered, np.array([number / max(1, count - 1)]))[0])
 
 
 def color_table(stops: Sequence[str], size: int = 256) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stepwell.errors import ConfigError
 from stepwell.report.figure import Bounds, Chart, Heatmap, HeatmapGrid
-from stepwell.report.numerals import percent, scientific, tick_labels
+from stepwell.report.numerals import number, percent, scientific, tick_labels
 
 Floats = NDArray[np.float64]
 NUM_TICKS = 5
@@ -50,7 +50,7 @@ def chart_axes(chart: Chart) -> tuple[Axis, Axis]:
     y_values = values[1:].ravel()
     if "bars" in styles and not chart.y_log:
         y_values = np.append(y_values, 0.0)
-    y = _axis(y_values, chart.y_range, chart.y_log, chart.y_percent, whole_steps=True)
+    y = _axis(y_values, chart.y_range, chart.y_log, chart.y_percent, None)
     if chart.categories:
         return _category_axis(chart.categories), y
     x_values = values[0]
@@ -58,7 +58,7 @@ def chart_axes(chart: Chart) -> tuple[Axis, Axis]:
         half = bar_spacing(chart) / 2
         x_values = np.concatenate([x_values - half, x_values + half])
     margin = 0.04 if "points" in styles else 0.0
-    return _axis(x_values, chart.x_range, chart.x_log, chart.x_percent, margin=margin), y
+    return _axis(x_values, chart.x_range, chart.x_log, chart.x_percent, margin), y
 
 
 def bar_spacing(chart: Chart) -> float:
@@ -126,40 +126,35 @@ def thin(table: Floats, limit: int) -> Floats:
     return table[:, sorted(kept)]
 
 
-def _axis(
-    values: Floats,
-    fixed: Bounds,
-    log: bool,
-    as_percent: bool,
-    *,
-    margin: float = 0.0,
-    whole_steps: bool = False,
-) -> Axis:
-    """The axis of `values`, longer by a share `margin` or up to the next ticks at the free ends."""
+def _axis(values: Floats, fixed: Bounds, log: bool, as_percent: bool, margin: float | None) -> Axis:
+    """The axis of `values`, its free ends moved out by a share `margin`, or to ticks where None."""
     if log:
         return _log_axis(values, fixed, as_percent, margin)
     low, high = _extent(values, fixed)
     step = _nice_step((high - low) / NUM_TICKS)
-    pad = margin * (high - low)
+    pad = (margin or 0.0) * (high - low)
     if fixed[0] is None:
-        low = math.floor(low / step + 1e-9) * step if whole_steps else low - pad
+        low = math.floor(low / step + 1e-9) * step if margin is None else low - pad
     if fixed[1] is None:
-        high = math.ceil(high / step - 1e-9) * step if whole_steps else high + pad
+        high = math.ceil(high / step - 1e-9) * step if margin is None else high + pad
     ticks = _steps_within(low, high, step)
     labels = tick_labels(ticks, step, as_percent=as_percent)
     return Axis(low, high, False, tuple(ticks), tuple(labels))
 
 
-def _log_axis(values: Floats, fixed: Bounds, as_percent: bool, margin: float) -> Axis:
+def _log_axis(values: Floats, fixed: Bounds, as_percent: bool, margin: float | None) -> Axis:
     low, high = _extent(values[values > 0], fixed, empty=(1.0, 10.0))
     if low <= 0:
         raise ConfigError(
             f"a logarithmic axis cannot begin at {low:g}.",
             fix="give it positive ends, or make it linear.",
         )
-    stretch = (high / low) ** margin
-    low = low / stretch if fixed[0] is None else low
-    high = high * stretch if fixed[1] is None else high
+    steps = _log_steps(low, high, (1, 2, 5))
+    stretch = (high / low) ** (margin or 0.0)
+    if fixed[0] is None:
+        low = steps[0] if margin is None else low / stretch
+    if fixed[1] is None:
+        high = steps[-1] if margin is None else high * stretch
     ticks = _log_ticks(low, high)
     label = percent if as_percent else _log_label
     return Axis(low, high, True, tuple(ticks), tuple(map(label, ticks)))
@@ -167,17 +162,25 @@ def _log_axis(values: Floats, fixed: Bounds, as_percent: bool, margin: float) ->
 
 def _log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten within the ends; where few are, also twice and five times those."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for parts in ((1,), (1, 2, 5)):
-        ticks = [part * 10.0**power for power in powers for part in parts]
-        ticks = [tick for tick in ticks if low <= tick * (1 + 1e-9) and tick <= high * (1 + 1e-9)]
+        steps = _log_steps(low, high, parts)
+        ticks = [step for step in steps if low <= step * (1 + 1e-9) and step <= high * (1 + 1e-9)]
         if len(ticks) >= 3:
             break
     return ticks[:: math.ceil(len(ticks) / MOST_LOG_TICKS) or 1]
 
 
+def _log_steps(low: float, high: float, parts: Sequence[int]) -> list[float]:
+    """`parts` times powers of ten, from the last up to `low` to the first from `high` on."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = [part * 10.0**power for power in powers for part in parts]
+    first = max(number for number, step in enumerate(steps) if step <= low * (1 + 1e-9))
+    last = min(number for number, step in enumerate(steps) if step >= high * (1 - 1e-9))
+    return steps[first : last + 1]
+
+
 def _log_label(tick: float) -> str:
-    return f"{tick:g}" if 1e-3 <= tick < 1e4 else scientific(tick, 1)
+    return number(tick, 1) if 1e-3 <= tick < 1e5 else scientific(tick, 1)
 
 
 def _category_axis(categories: Sequence[str]) -> Axis:
@@ -196,7 +199,9 @@ def _extent(
     if high > low:
         return low, high
     room = abs(low) / 2 or 0.5
-    return (low if fixed[0] is not None else low - room), low + room
+    if fixed[0] is not None:
+        return low, low + room
+    return (low - room, low + room) if fixed[1] is None else (high - room, high)
 
 
 def _nice_step(raw: float) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
@@ -41,7 +41,8 @@ class Sheet:
         self.height = height
         self.theme = theme
         size = (width / 72, height / 72)
-        self.figure = Figure(figsize=size, dpi=DOTS_PER_INCH, facecolor=theme.paper, layout="none")
+        self.figure = Figure(figsize=size, dpi=DOTS_PER_INCH, facecolor=theme.paper)
+        self.figure.set_layout_engine("none")
         FigureCanvasAgg(self.figure)
 
     def write(
@@ -89,7 +90,7 @@ class Sheet:
         """The title and the note of a picture, at the top."""
         y = MARGIN + 11
         if title:
-            self.write(title, MARGIN, y, size=13, weight=600, color=self.theme.ink)
+            self.write(title, MARGIN, y, size=13, weight=700, color=self.theme.ink)
             y += TITLE_LINE
         for line in note_lines(note, self.width):
             self.write(line, MARGIN, y)
@@ -114,10 +115,15 @@ def note_lines(note: str, width: float) -> list[str]:
     return textwrap.wrap(note, max(20, int((width - 2 * MARGIN) / letter)))
 
 
+@cache
 def text_width(text: str, size: float = 9) -> float:
     """The width of text in points."""
-    width, _, _ = _ruler().get_text_width_height_descent(legible(text), font(size), False)
-    return float(width)
+    ruler = Figure(dpi=72)
+    FigureCanvasAgg(ruler)
+    written = ruler.text(
+        0, 0, legible(text), fontproperties=font(size), parse_math=False, usetex=False
+    )
+    return float(written.get_window_extent().width)
 
 
 def widest(texts: Iterable[str], size: float = 9) -> float:
@@ -148,8 +154,3 @@ def _families() -> tuple[str, ...]:
 def _known_signs() -> frozenset[int]:
     paths = [font_manager.findfont(FontProperties(family=name)) for name in _families()]
     return frozenset(code for path in paths for code in FT2Font(path).get_charmap())
-
-
-@cache
-def _ruler() -> RendererAgg:
-    return RendererAgg(8, 8, 72)

@@ -70,7 +70,7 @@ def _column(column: Column, cells: list[Cell]) -> list[Markup]:
     factor, sign = (100, "%") if column.percent else (1, "")
     values = [factor * _value(cell) for cell in cells]
     whole = all(isinstance(cell, int | str | None) for cell in cells)
-    decimals = 0 if whole else column_decimals(values)
+    decimals = 0 if whole else column_decimals(values, 3 if column.percent else 4)
 
     def text(value: float) -> str:
         if not math.isfinite(value):

@@ -68,6 +68,7 @@ def write_dataset(task: Task, directory: str | Path, counts: Mapping[str, int]) 
     try:
         _fill(temporary, task, splits)
         temporary.chmod(0o755)
+        _flush(temporary)
         temporary.rename(directory)
         _flush(directory.parent)
     except BaseException:
@@ -191,7 +192,7 @@ def _parse(line: bytes) -> Example:
 
 
 def _flush(directory: Path) -> None:
-    """Make a rename within `directory` outlast a power cut."""
+    """Make the names in `directory` outlast a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

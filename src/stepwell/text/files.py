@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, models
+from tokenizers import AddedToken, models, processors
 
 from stepwell.config import write_atomically, write_json
 from stepwell.errors import TokenizerError, suggest
@@ -26,9 +26,10 @@ from stepwell.text.roles import ROLES
 # The names that Hugging Face's files have for roles.
 _FOREIGN_ROLES = {"bos_token": "bos", "eos_token": "eos", "pad_token": "pad", "unk_token": "unk"}
 _OWN_ROLES = "stepwell_roles"
+# How an added token is looked for in a text, and whether decoding leaves it out.
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # What else tokenizer_config.json says and saving keeps.
 _KEPT = ("chat_template", "model_max_length")
-# What GPT-2's own files, which declare no special tokens, mean to be bos and eos.
 _GPT2_END = "<|endoftext|>"
 
 
@@ -42,40 +43,53 @@ class TokenizerFiles:
 
 
 def read_tokenizer(directory: Path) -> TokenizerFiles:
-    """The content of a tokenizer directory. Raises TokenizerError that names the file at fault."""
-    settings_path = directory / "tokenizer_config.json"
+    """The content of a tokenizer directory. Raises TokenizerError that names the file at fault.
+
+    As in transformers, special_tokens_map.json and added_tokens.json count only where
+    tokenizer_config.json has no added_tokens_decoder, and the former then goes before it.
+    """
+    settings_path, whole = directory / "tokenizer_config.json", directory / "tokenizer.json"
     settings = _read_optional(settings_path)
-    whole = directory / "tokenizer.json"
     core = _parse_core(whole) if whole.exists() else _read_gpt2(directory, settings)
     _declare(core, settings.get("added_tokens_decoder", {}), settings_path)
-    roles = _read_roles(directory / "special_tokens_map.json", core)
-    roles |= _read_roles(settings_path, core)
+    roles = _read_roles(settings_path, core)
+    if "added_tokens_decoder" not in settings:
+        roles |= _read_roles(directory / "special_tokens_map.json", core)
     if not whole.exists():
-        if core.token_to_id(_GPT2_END) is not None:
-            roles = {**dict.fromkeys(("bos", "eos"), _GPT2_END), **roles}
-        _make_special(core, roles)
+        roles = _gpt2_roles(core) | roles
+        _finish_gpt2(core, roles, settings)
     named = {role: token for role, token in roles.items() if token is not None}
     return TokenizerFiles(core, named, _kept_settings(directory, settings))
 
 
 def write_tokenizer(directory: Path, files: TokenizerFiles) -> None:
-    """Save as tokenizer.json and tokenizer_config.json, as transformers' AutoTokenizer reads them.
+    """Save tokenizer.json, tokenizer_config.json and a chat template as transformers reads them.
 
     The class named there is the one that takes tokenizer.json as it is: those of single model
     families rebuild half of it by their own rules. (Beside a config.json whose model_type is
     "qwen2", AutoTokenizer takes Qwen2's class whatever is named; PreTrainedTokenizerFast does not.)
     """
-    foreign = {key: files.roles.get(role) for key, role in _FOREIGN_ROLES.items()}
+    added = files.core.get_added_tokens_decoder()
     own = {role: files.roles[role] for role in files.roles.keys() - _FOREIGN_ROLES.values()}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        **foreign,
+        "added_tokens_decoder": {str(index): _properties(added[index]) for index in sorted(added)},
+        **{key: files.roles.get(role) for key, role in _FOREIGN_ROLES.items()},
         _OWN_ROLES: dict(sorted(own.items())),
         **files.settings,
     }
+    template_path = directory / "chat_template.jinja"
+    if isinstance(settings.get("chat_template"), str):
+        write_atomically(template_path, settings.pop("chat_template"))
+    else:
+        template_path.unlink(missing_ok=True)
     write_atomically(directory / "tokenizer.json", files.core.to_str(pretty=True) + "\n")
     write_json(directory / "tokenizer_config.json", settings)
+
+
+def _properties(token: AddedToken) -> dict[str, str | bool]:
+    return {"content": token.content, **{flag: getattr(token, flag) for flag in _FLAGS}}
 
 
 def _read_gpt2(directory: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -89,14 +103,32 @@ def _read_gpt2(directory: Path, settings: Mapping[str, Any]) -> tokenizers.Token
     prefix_space = settings.get("add_prefix_space") is True
     core = byte_level(_parse_bpe(vocabulary, merges), prefix_space=prefix_space)
     added = directory / "added_tokens.json"
-    _declare(core, _read_optional(added), added)
+    if "added_tokens_decoder" not in settings:
+        _declare(core, _read_optional(added), added)
     return core
 
 
-def _make_special(core: tokenizers.Tokenizer, roles: Mapping[str, str | None]) -> None:
-    """Make tokens with a role special: vocab.json and merges.txt do not tell which are."""
+def _gpt2_roles(core: tokenizers.Tokenizer) -> dict[str, str | None]:
+    """What GPT-2's own files mean, which declare no special tokens: one that ends each text."""
+    return {"bos": _GPT2_END, "eos": _GPT2_END} if core.token_to_id(_GPT2_END) is not None else {}
+
+
+def _finish_gpt2(
+    core: tokenizers.Tokenizer, roles: Mapping[str, str | None], settings: Mapping[str, Any]
+) -> None:
+    """Do what tokenizer.json would say: which tokens are special, and which go around a text."""
     special = {token.content for token in core.get_added_tokens_decoder().values() if token.special}
     core.add_special_tokens([token for token in roles.values() if token and token not in special])
+    around = {role: roles.get(role) for role in ("bos", "eos") if settings.get(f"add_{role}_token")}
+    used = {role: token for role, token in around.items() if token is not None}
+    if used:
+        core.post_processor = processors.TemplateProcessing(
+            single=[part for part in ("bos", "$A", "eos") if part in {"$A", *used}],
+            special_tokens=[
+                {"id": role, "ids": [core.token_to_id(token)], "tokens": [token]}
+                for role, token in used.items()
+            ],
+        )
 
 
 def _kept_settings(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +165,7 @@ def _parse_merges(path: Path, vocabulary: Mapping[str, int]) -> list[tuple[str, 
     first = 1 if lines[0].startswith("#version") else 0
     merges = []
     for number, line in enumerate(lines[first:], start=first + 1):
-        if not line.strip():
+        if not line.strip(" "):
             continue
         left, _, right = line.partition(" ")
         if not {left, right, left + right} <= vocabulary.keys():
@@ -178,8 +210,7 @@ def _added_token(key: str, value: Any, path: Path) -> tuple[int, AddedToken]:
     if _is_id(value):
         return value, AddedToken(key, normalized=False)
     if key.isdecimal() and isinstance(value, Mapping) and isinstance(value.get("content"), str):
-        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-        chosen = {flag: value[flag] for flag in flags if isinstance(value.get(flag), bool)}
+        chosen = {flag: value[flag] for flag in _FLAGS if isinstance(value.get(flag), bool)}
         return int(key), AddedToken(value["content"], **chosen)
     raise _malformed(path, f"the added token {key!r} is {value!r}")
 
@@ -218,7 +249,8 @@ def _read_optional(path: Path) -> dict[str, Any]:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(_read(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        json.dumps(values, ensure_ascii=False).encode()  # JSON can hold half a surrogate pair
+    except (ValueError, RecursionError) as error:
         raise _malformed(path, str(error)) from None
     if not isinstance(values, dict):
         raise _malformed(path, f"expected an object, got {type(values).__name__}")

@@ -10,19 +10,22 @@ Owns what is inside, which checkpoint counts, and which go. Knows nothing of the
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from stepwell.config import Config, read_json, write_json
 from stepwell.errors import CheckpointError, ConfigError
+from stepwell.model.tensor_files import read_safetensors, write_safetensors
 from stepwell.model.transformer import Transformer
+from stepwell.model.weights import GENERATION_CONFIG, save_model
+from stepwell.tasks.base import Task
 from stepwell.train.sealed import FORMAT_VERSION, discard, refuse_newer, verify
 
 OPTIMIZER: Final = "optimizer.safetensors"
@@ -41,14 +44,14 @@ class Best(Config):
     def loss(self) -> float:
         """Its validation loss; infinite where that was not finite."""
         loss = self.metrics["loss"]
-        return float("inf") if loss is None else loss
+        return math.inf if loss is None else loss
 
 
 class TrainerState(Config):
     """Where a run stands between two steps, beyond weights and optimizer.
 
     losses: those since the last record, None where a step was refused. random: torch's generators
-    by device, in hexadecimal. fingerprints: of the configuration and of the data.
+    by kind of device, in hexadecimal. run: the identity of the configuration.
     """
 
     step: int
@@ -58,9 +61,13 @@ class TrainerState(Config):
     metrics_bytes: int
     random: dict[str, str]
     threads: int
-    fingerprints: dict[str, str]
+    run: str
     best: Best | None = None
     format_version: int = FORMAT_VERSION
+
+    def window(self) -> list[float]:
+        """The losses as numbers, NaN where a step was refused."""
+        return [math.nan if loss is None else loss for loss in self.losses]
 
 
 # -- the checkpoints of a run --------------------------------------------------------------------
@@ -111,11 +118,20 @@ def prune(run: Path, keep: int) -> None:
 # -- what is inside ------------------------------------------------------------------------------
 
 
+def write_model(directory: Path, model: Transformer, task: Task) -> None:
+    """Saves weights, tokenizer and generation defaults: a Hugging Face model directory."""
+    write_json(directory / GENERATION_CONFIG, {"max_new_tokens": task.max_answer_tokens})
+    save_model(model, directory)  # adds the ids of special tokens
+    task.tokenizer.save(directory)
+
+
 def write_state(
     directory: Path, state: TrainerState, model: Transformer, optimizer: Optimizer
 ) -> None:
     """Saves what training goes on from, beside the model's own files."""
-    save_file(optimizer_tensors(model, optimizer), directory / OPTIMIZER)
+    tensors = optimizer_tensors(model, optimizer)
+    shapes = {name: value.shape for name, value in tensors.items()}
+    write_safetensors(directory / OPTIMIZER, shapes, torch.float32, tensors.__getitem__)
     write_json(directory / STATE, state.plain())
 
 
@@ -133,7 +149,7 @@ def read_state(directory: Path) -> TrainerState:
 def optimizer_tensors(model: Transformer, optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimizer's state by name: `blocks.0.mlp.up.weight.exp_avg`."""
     return {
-        f"{name}.{key}": value.contiguous()
+        f"{name}.{key}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -143,27 +159,32 @@ def read_optimizer(directory: Path, model: Transformer, optimizer: Optimizer) ->
     """Gives the optimizer the state of a verified checkpoint. Raises CheckpointError."""
     path = directory / OPTIMIZER
     parameters = dict(model.named_parameters())
-    for full_name, value in load_file(path).items():
+    for full_name, value in read_safetensors(path).items():
         name, _, key = full_name.rpartition(".")
         if name not in parameters:
             raise CheckpointError(f"{path} holds {full_name}, which the model does not have.")
         parameter = parameters[name]
-        optimizer.state[parameter][key] = value.to(parameter.device)
+        optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
 
 
-def random_states(device: torch.device) -> dict[str, str]:
-    """The states of torch's generators that training on `device` draws from, in hexadecimal."""
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's generators that training on `device` draws from, by kind of device."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
-    return {name: state.numpy().tobytes().hex() for name, state in states.items()}
+    return states
+
+
+def as_text(state: Tensor) -> str:
+    """A generator's state in hexadecimal."""
+    return state.numpy().tobytes().hex()
 
 
 def restore_random_states(states: Mapping[str, str], device: torch.device) -> None:
-    """Sets torch's generators to what `random_states` returned."""
-    for name, text in states.items():
+    """Sets torch's generators to states in hexadecimal."""
+    for kind, text in states.items():
         state = torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-        if name == "cpu":
+        if kind == "cpu":
             torch.set_rng_state(state)
-        elif device.type == name:
+        elif kind == device.type:
             torch.cuda.set_rng_state(state, device)

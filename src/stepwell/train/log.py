@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from torch import Tensor, stack
 
 from stepwell.errors import CheckpointError
+from stepwell.train.sealed import disk
 
 TIME_FIELDS: Final = ("seconds", "tokens_per_s")
 """What differs between two runs of one configuration: all else in metrics.jsonl is the same."""
@@ -112,7 +113,7 @@ class MetricsLog:
         """Goes on after `committed_bytes`, which were written up to `step`; the rest is cut off."""
         from tensorboardX import SummaryWriter  # half a second, and only training needs it
 
-        path = directory / "metrics.jsonl"
+        self._path = path = directory / "metrics.jsonl"
         path.touch()
         if path.stat().st_size < committed_bytes:
             raise CheckpointError(
@@ -121,28 +122,30 @@ class MetricsLog:
                 fix="put the file back, or train anew with fresh=True.",
             )
         self._digits = digits
-        self._file = path.open("r+b")
+        self._file = path.open("r+b", buffering=0)
         self._file.truncate(committed_bytes)
         self._file.seek(committed_bytes)
         self._events = SummaryWriter(
-            str(directory), purge_step=step + 1 if step else None, filename_suffix=f".{step}"
+            str(directory), purge_step=step + 1, filename_suffix=f".{step}"
         )
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds a record."""
         shown = {name: rounded(value, self._digits) for name, value in values.items()}
-        line = json.dumps({"step": step, "split": split, **shown}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "split": split, **shown}, allow_nan=False) + "\n"
+        rest = line.encode()
+        with disk(self._path):
+            while rest:  # an unbuffered file may take a part
+                rest = rest[self._file.write(rest) :]
         for name, value in shown.items():
             if value is not None:
                 self._events.add_scalar(f"{split}/{name}", value, step)
 
     def commit(self) -> int:
         """Puts all records on the disk; returns the length of metrics.jsonl in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._events.flush()
+        with disk(self._path):
+            os.fsync(self._file.fileno())
+            self._events.flush()
         return self._file.tell()
 
     def close(self) -> None:

@@ -76,6 +76,13 @@ def _by_depth(right_N: Tensor, depths_N: Tensor) -> dict[str, tuple[float, float
     }
 
 
+def predictions(model: Transformer, batch: Batch) -> list[list[int]]:
+    """The likeliest id at each label of each row."""
+    seen = labelled(model, batch)
+    said_N = seen.logits.argmax(1)
+    return [said_N[seen.rows == row].tolist() for row in range(len(batch.ids))]
+
+
 def averages(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
     """The mean of each name over batches, each batch weighted by its count."""
     names = sorted({name for part in parts for name in part})

@@ -12,6 +12,7 @@ Owns these files and the lock. Checkpoints and records have their own modules.
 from __future__ import annotations
 
 import fcntl
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from stepwell.train.sealed import (
 )
 
 LOCK: Final = ".lock"
+REMNANT: Final = re.compile(r"\.(checkpoint-\d+|weights|run\.yaml|environment\.json)\..+")
 SHOWN: Final = 6  # differences in one message
 
 
@@ -107,7 +109,7 @@ class RunFolder:
     def sweep(self) -> None:
         """Removes the hidden files and directories that a killed process left."""
         for path in self.directory.glob(".*"):
-            if path.name != LOCK:
+            if REMNANT.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     # -- whose run it is -------------------------------------------------------------------
@@ -160,6 +162,13 @@ class RunFolder:
             write_atomically(self.directory / "source" / name, path.read_bytes())
 
     # -- the best weights ------------------------------------------------------------------
+
+    def published_step(self) -> int | None:
+        """The step whose weights are in this folder, None where there are none."""
+        try:
+            return Run.load(self.directory).step
+        except CheckpointError:
+            return None
 
     def publish(
         self, fill: Callable[[Path], None], step: int, metrics: Mapping[str, float | None]

@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import SafetensorError
-
 from stepwell.config import read_json, write_json
-from stepwell.errors import CheckpointError, ConfigError, FormatError
+from stepwell.errors import CheckpointError, ConfigError, FormatError, WeightsError
 
 FORMAT_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -38,22 +36,28 @@ def commit(directory: Path, fill: Callable[[Path], None]) -> None:
 
 @contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """A hidden directory beside `target`, gone afterwards unless it was renamed.
-
-    Errors of the disk become CheckpointError.
-    """
+    """A hidden directory beside `target`, gone afterwards unless it was renamed."""
     hidden = target.with_name(f".{target.name}.new")
     try:
-        shutil.rmtree(hidden, ignore_errors=True)
-        hidden.mkdir()
-        yield hidden
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{target} could not be written: {error}.",
-            fix="make room on the disk; the same command goes on from the last checkpoint.",
-        ) from error
+        with disk(target):
+            shutil.rmtree(hidden, ignore_errors=True)
+            hidden.mkdir()
+            yield hidden
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def disk(target: Path) -> Iterator[None]:
+    """Turns what the disk refuses inside of the block into a CheckpointError about `target`."""
+    try:
+        yield
+    except (OSError, WeightsError) as error:
+        reason = error.problem if isinstance(error, WeightsError) else f"{error.strerror or error}."
+        raise CheckpointError(
+            f"{target} could not be written: {reason}",
+            fix="make room on the disk; the same command goes on from the last checkpoint.",
+        ) from error
 
 
 def seal(directory: Path, **values: Any) -> None:

@@ -8,12 +8,13 @@ is written where, is the business of `loop`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import AdamW
 
 from stepwell.device import pick_device, set_threads
@@ -21,11 +22,11 @@ from stepwell.errors import TrainingError
 from stepwell.model.config import ModelConfig
 from stepwell.model.transformer import Transformer
 from stepwell.tasks.base import IGNORE, Batch, Task
+from stepwell.train import optim
 from stepwell.train.config import TrainerConfig
 from stepwell.train.log import Progress, Silent
-from stepwell.train.loop import Loop
-from stepwell.train.objective import averages, label_loss, label_metrics, labelled, pieces
-from stepwell.train.optim import learning_rate, make_optimizer, update
+from stepwell.train.loop import Loop, resume
+from stepwell.train.objective import averages, label_loss, label_metrics, pieces, predictions
 from stepwell.train.plan import Plan, make_plan
 from stepwell.train.run_folder import Run, RunFolder
 
@@ -42,6 +43,7 @@ class Trainer:
         self.task = config.task
         self.device = pick_device(config.device)
         self.model_config = fitted(config.model, config.task)
+        self._begun = False
 
     # -- to be overridden ------------------------------------------------------------------
 
@@ -82,9 +84,12 @@ class Trainer:
         with folder.locked(), self._surroundings():
             if fresh:
                 folder.clear()
-            loop = Loop(self, folder, progress or Silent())
-            with loop.opened():
-                loop.run(stop_requested)
+            state = resume(self, folder)
+            if state is None and self._begun:
+                self.forget()
+            self._begun = True
+            if state is None or state.step < self.config.steps:
+                Loop(self, folder, state, progress or Silent()).run(stop_requested)
         return Run.load(folder.directory)
 
     def plan(self) -> Plan:
@@ -107,7 +112,7 @@ class Trainer:
     @cached_property
     def optimizer(self) -> AdamW:
         """The optimizer of the model's parameters."""
-        return make_optimizer(self.model, self.config.optimizer)
+        return optim.make_optimizer(self.model, self.config.optimizer)
 
     def batch(self, step: int) -> Batch:
         """The examples of step number `step` (from 0), on the CPU.
@@ -131,14 +136,14 @@ class Trainer:
         for piece, share in pieces(batch, self.config.gradient_accumulation):
             with self._precision():
                 loss = self.loss(piece.to(self.device)) * share
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def update(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Moves the weights by their gradients; (loss, gradient norm). NaN: the step was refused."""
-        rate = learning_rate(self.config.optimizer, step, self.config.steps)
-        return update(self.optimizer, self._parameters, loss, rate, self.config.clip)
+        """Moves the weights; (loss, gradient norm), the loss NaN where the step was refused."""
+        rate = optim.learning_rate(self.config.optimizer, step, self.config.steps)
+        return optim.update(self.optimizer, self._parameters, loss, rate, self.config.clip)
 
     def evaluate(self, split: str = "validation") -> dict[str, float]:
         """The metrics' means over `evaluation_batches` batches of a split."""
@@ -150,3 +155,54 @@ class Trainer:
                 indices = range(number * size, (number + 1) * size)
                 parts.append(self.metrics(self.task.batch(split, indices).to(self.device)))
         return averages(parts)
+
+    def samples(self) -> list[dict[str, str]]:
+        """Some validation examples and what the model says at their labels, given the true text."""
+        indices = range(self.config.samples)
+        examples = [self.task.example_in("validation", index) for index in indices]
+        self.model.eval()
+        with torch.no_grad(), self._precision():
+            said = predictions(self.model, self.task.batch("validation", indices).to(self.device))
+        decode = self.task.tokenizer.decode
+        return [
+            {"text": example.text, "expected": example.answer, "predicted": decode(ids)}
+            for example, ids in zip(examples, said, strict=True)
+        ]
+
+    def forget(self) -> None:
+        """Drops model and optimizer; the next use builds them anew from the seed."""
+        for name in ("model", "optimizer", "_parameters"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def _parameters(self) -> list[Parameter]:
+        return list(self.model.parameters())
+
+    def _precision(self) -> AbstractContextManager[None]:
+        mixed = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
+
+    @contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        """torch's generators and threads as the configuration says, and put back afterwards."""
+        threads = torch.get_num_threads()
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.config.seed)
+            set_threads(self.config.threads or threads)
+            try:
+                yield
+            finally:
+                set_threads(threads)
+
+
+def fitted(model: ModelConfig, task: Task) -> ModelConfig:
+    """The shape with the task's vocabulary and special tokens, and room for its longest text."""
+    tokenizer = task.tokenizer
+    return model.changed(
+        vocab_size=tokenizer.vocab_size,
+        context_length=max(model.context_length, task.context_length),
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+    )

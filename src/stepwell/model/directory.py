@@ -1,0 +1,107 @@
+"""The files of a model directory: their names, and the tensors that are in them.
+
+Owns the choice between one file and shards, and what must agree between shards and index.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stepwell.errors import WeightsError
+from stepwell.model.json_keys import read_json
+from stepwell.model.names import LAYER
+from stepwell.model.staging import UNFINISHED
+from stepwell.model.tensor_files import read_safetensors
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
+
+
+def read_config_file(directory: Path) -> dict[str, Any]:
+    """What config.json holds. Raises WeightsError where there is none, ConfigError for bad JSON."""
+    path = directory / CONFIG
+    if not path.exists() and (directory / UNFINISHED).is_dir():
+        raise WeightsError(
+            f"{directory} holds no {CONFIG}: a save was killed while it replaced the model.",
+            fix=f"save again, or move the files of {UNFINISHED}/replaced back.",
+        )
+    return read_json(path)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by their stored names, and the file that each came from. `source` names the whole."""
+
+    source: Path
+    tensors: Mapping[str, Tensor]
+    files: Mapping[str, Path]
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, by the highest one that a name mentions."""
+        found = filter(None, map(LAYER.match, self.tensors))
+        return max((int(match[1]) + 1 for match in found), default=0)
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """The tensors of a directory, one file or shards. Raises WeightsError where one is damaged."""
+    if (directory / WEIGHTS).is_file():
+        path = directory / WEIGHTS
+        tensors = read_safetensors(path)
+        return Checkpoint(path, tensors, dict.fromkeys(tensors, path))
+    if not (directory / INDEX).is_file():
+        others = [
+            path.name for path in sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt"))
+        ]
+        raise WeightsError(
+            f"{directory} holds neither {WEIGHTS} nor {INDEX}.",
+            fix=f"convert {others[0]} with `stepwell convert`." if others else "check the path.",
+        )
+    return _open_shards(directory / INDEX)
+
+
+def _open_shards(index: Path) -> Checkpoint:
+    """The tensors of every shard, each of which must hold just what the index says."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(file, str) and _SHARD_NAME.fullmatch(file) for file in weight_map.values()
+    ):
+        raise WeightsError(
+            f"{index}: expected a weight_map from tensor names to .safetensors files."
+        )
+    tensors: dict[str, Tensor] = {}
+    files: dict[str, Path] = {}
+    for file in sorted(set(weight_map.values())):
+        path = index.parent / file
+        if not path.is_file():
+            raise WeightsError(
+                f"{index} names {file}, which does not exist.",
+                fix="download or save the model again.",
+            )
+        shard = read_safetensors(path)
+        differing = shard.keys() ^ {name for name, named in weight_map.items() if named == file}
+        if differing:
+            name = min(differing)
+            says = "lacks" if name in weight_map else "also holds"
+            raise WeightsError(
+                f"{path} {says} {name}; {index.name} says otherwise.",
+                fix="the shards may be of two checkpoints: download or save them again.",
+            )
+        tensors |= shard
+        files |= dict.fromkeys(shard, path)
+    return Checkpoint(index, tensors, files)
+
+
+def belongs(file: str) -> bool:
+    """Whether a file of a model directory is part of the model that a save replaces."""
+    return file in (CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX) or bool(_SHARD.fullmatch(file))
