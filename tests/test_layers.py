@@ -101,7 +101,7 @@ def walk(node: ast.AST, early: bool = True) -> Iterator[tuple[ast.AST, bool]]:
 
 
 def targets_of(node: ast.Import | ast.ImportFrom, module: Module) -> list[str]:
-    """Dotted names: `import a.b` -> a.b; `from a import b` -> a.b, which may be a module or a name."""
+    """Dotted names: a.b for `import a.b` and for `from a import b`, be b a module or a name."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     base = node.module or ""
@@ -173,15 +173,29 @@ def heavy_starts(modules: Mapping[str, Module]) -> list[str]:
 
 
 def global_randomness(modules: Mapping[str, Module]) -> list[str]:
-    """One line for each use of a random generator that the whole process shares."""
+    """One line for each use of a random generator that the whole process shares.
+
+    torch may be seeded inside `with torch.random.fork_rng()`, which puts the old state back.
+    """
     faults = []
     for module in modules.values():
+        forked = lines_in_a_fork(module)
         for name, line in names_used(module):
             parent, _, last = name.rpartition(".")
-            shared = last and last not in OWN_RANDOMNESS.get(parent, {last})
-            if shared or name in GLOBAL_SEEDS:
+            shared = last not in OWN_RANDOMNESS.get(parent, {last})
+            if shared or (name in GLOBAL_SEEDS and line not in forked):
                 faults.append(f"{module.name}:{line} uses {name}")
     return faults
+
+
+def lines_in_a_fork(module: Module) -> set[int]:
+    """Lines inside a `with` that saves torch's generators and restores them."""
+    return {
+        line
+        for node, _ in walk(module.tree)
+        if isinstance(node, ast.With) and "fork_rng(" in ast.unparse(node.items[0].context_expr)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
 
 
 def names_used(module: Module) -> Iterator[tuple[str, int]]:
@@ -218,7 +232,7 @@ def test_no_module_draws_from_or_seeds_a_shared_generator() -> None:
 
 
 def planted(**sources: str) -> dict[str, Module]:
-    """Modules made of text; `model__cache` stands for stepwell.model.cache, `model_` for a package."""
+    """Modules made of text: `model__cache` is stepwell.model.cache, `model_` the package."""
     names = {key: f"stepwell.{key.removesuffix('_').replace('__', '.')}" for key in sources}
     return {
         names[key]: Module(names[key], ast.parse(text), key.endswith("_"))
@@ -311,6 +325,7 @@ def test_a_heavy_library_inside_a_function_is_left_alone(text: str) -> None:
         "import numpy.random\nnumpy.random.permutation(3)",
         "import torch\ntorch.manual_seed(0)",
         "from torch import manual_seed",
+        "import torch\nwith torch.no_grad():\n    torch.manual_seed(0)",
     ],
 )
 def test_shared_randomness_is_found(text: str) -> None:
@@ -325,6 +340,7 @@ def test_shared_randomness_is_found(text: str) -> None:
         "import numpy as np\nsource = np.random.default_rng(3)\nsource.normal()",
         "import numpy as np\ndef f(source: np.random.Generator) -> None: ...",
         "from numpy.random import Philox, default_rng",
+        "import torch\nwith torch.random.fork_rng():\n    torch.manual_seed(0)",
         "import torch\ntorch.Generator().manual_seed(0)\ntorch.randn(3, generator=g)",
     ],
 )

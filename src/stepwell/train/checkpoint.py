@@ -26,7 +26,7 @@ from stepwell.model.tensor_files import read_safetensors, write_safetensors
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import GENERATION_CONFIG, save_model
 from stepwell.tasks.base import Task
-from stepwell.train.sealed import FORMAT_VERSION, discard, refuse_newer, verify
+from stepwell.train.sealed import FORMAT_VERSION, discard, disk, refuse_newer, verify
 
 OPTIMIZER: Final = "optimizer.safetensors"
 STATE: Final = "trainer.json"
@@ -111,8 +111,9 @@ def newest(run: Path) -> Path | None:
 
 def prune(run: Path, keep: int) -> None:
     """Removes all but the `keep` newest checkpoints."""
-    for path in checkpoints(run)[keep:]:
-        discard(path)
+    with disk(run):
+        for path in checkpoints(run)[keep:]:
+            discard(path)
 
 
 # -- what is inside ------------------------------------------------------------------------------

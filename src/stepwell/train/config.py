@@ -142,8 +142,12 @@ class TrainerConfig(Config):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the fields that decide the run's arithmetic and records."""
-        return fingerprint(self.arithmetic())
+        """SHA-256 of the fields that decide the run's arithmetic and records.
+
+        Those at their defaults do not count, so that a later version may add some.
+        """
+        given = self.model_dump(mode="json", exclude_defaults=True, exclude=set(FREE_ON_RESUME))
+        return fingerprint(given)
 
     def arithmetic(self) -> dict[str, Any]:
         """The plain fields that a resumed run must not change."""

@@ -128,8 +128,7 @@ class RunFolder:
 
     def _check(self, config: TrainerConfig, stored: Mapping[str, Any], data: str) -> None:
         known = self._description().data
-        old = {key: value for key, value in stored.items() if key not in FREE_ON_RESUME}
-        changed = differences(old, config.arithmetic())
+        changed = differences(_arithmetic(stored), config.arithmetic())
         if not changed and known != data:
             changed = [f"data (code of the task): {known[:12]} -> {data[:12]}"]
         if changed:
@@ -187,3 +186,11 @@ class RunFolder:
             for name in [*names, MANIFEST]:
                 (hidden / name).replace(self.directory / name)
             sync(self.directory)
+
+
+def _arithmetic(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run must not change, from run.yaml; fields it does not know yet by default."""
+    try:
+        return TrainerConfig.parse(stored).arithmetic()
+    except ConfigError:  # written by a version with other fields: shown as it is
+        return {key: value for key, value in stored.items() if key not in FREE_ON_RESUME}

@@ -1,0 +1,111 @@
+"""Small runs, and a disk whose every operation can be watched or made to fail."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stepwell.model.config import ModelConfig
+from stepwell.tasks.facts import Facts
+from stepwell.train.config import OptimizerConfig, TrainerConfig
+
+MODEL = ModelConfig(width=16, num_layers=1, num_heads=2, context_length=8)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[..., TrainerConfig]:
+    """Makes configurations of runs that take a fraction of a second."""
+
+    def make(**fields: Any) -> TrainerConfig:
+        values: dict[str, Any] = {
+            "model": MODEL,
+            "task": Facts(facts=16),
+            "steps": 12,
+            "batch_size": 8,
+            "optimizer": OptimizerConfig(lr=1e-2),
+            "evaluate_every": 4,
+            "evaluation_batches": 2,
+            "samples": 2,
+            "save_every": 4,
+            "log_every": 3,
+            "run_name": "run",
+            "runs": tmp_path,
+            "threads": 1,
+            "device": "cpu",
+        }
+        return TrainerConfig(**{**values, **fields})
+
+    return make
+
+
+class Disk:
+    """Counts what is done to files; `before` is called with the number of each operation."""
+
+    def __init__(self) -> None:
+        self.operations: list[str] = []
+        self.before: Callable[[int], None] = lambda number: None
+
+    def count(self, name: str) -> None:
+        self.operations.append(name)
+        self.before(len(self.operations) - 1)
+
+    def counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.count(name)
+            return function(*arguments, **options)
+
+        return call
+
+    def fails_at(self, number: int) -> None:
+        """Begins anew and refuses operation `number`, as a full disk does."""
+        self.operations.clear()
+
+        def refuse(now: int) -> None:
+            if now == number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        self.before = refuse
+
+
+class CountedFile:
+    """A file open for writing whose writes are counted."""
+
+    def __init__(self, file: Any, disk: Disk) -> None:
+        self._file, self._disk = file, disk
+
+    def write(self, data: Any) -> Any:
+        self._disk.count("write")
+        return self._file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> CountedFile:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._file.close()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    """Watches every open for writing, write, flush to the disk, rename and new directory."""
+    watched = Disk()
+    real_open = io.open
+
+    def open_counted(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if "r" in mode:
+            return real_open(file, mode, *arguments, **options)
+        watched.count("open")
+        return CountedFile(real_open(file, mode, *arguments, **options), watched)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", open_counted)
+        for name in ("fsync", "replace", "rename", "mkdir"):
+            patch.setattr(os, name, watched.counted(name, getattr(os, name)))
+        yield watched
