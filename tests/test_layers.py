@@ -25,11 +25,12 @@ ORDER = (
     {"study", "cascade"},
     {"evals", "serve"},
     {"cli"},
+    {"__main__"},
 )
 LEVELS: Mapping[str, int] = {name: level for level, names in enumerate(ORDER) for name in names}
 OUTSIDE = {"stepwell", "stepwell.version"}
 HEAVY = {"torch", "transformers", "matplotlib", "plotly"}
-LIGHT = {"errors", "config", "cli"}
+LIGHT = {"errors", "config", "cli", "__main__"}
 OWN_RANDOMNESS = {
     "random": {"Random", "SystemRandom"},
     "numpy.random": {

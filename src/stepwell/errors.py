@@ -13,6 +13,7 @@
     ├── ShapeError                  tensors or arrays whose shapes do not fit together
     ├── CacheError                  a key/value cache that is full, or a row that is not in use
     ├── DeviceError                 a device that is not there, or tensors on two of them
+    ├── LogitsError                 logits from which no token can be chosen
     ├── TrainingError               a loss that is not finite, a run that cannot go on
     └── CascadeError                a ladder that cannot be built, fitted or run
 
@@ -87,6 +88,14 @@ class CacheError(StepwellError):
 
 class DeviceError(StepwellError):
     """A device that is not there, or tensors that lie on two of them."""
+
+
+class LogitsError(StepwellError):
+    """Logits from which no token can be chosen; `rows` says which rows, the others are sound."""
+
+    def __init__(self, problem: str, *, fix: str = "", rows: tuple[int, ...] = ()) -> None:
+        super().__init__(problem, fix=fix)
+        self.rows = rows
 
 
 class TrainingError(StepwellError):

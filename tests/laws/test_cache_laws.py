@@ -9,19 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, given, settings, stateful
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 from torch import Tensor
 
 from stepwell.errors import CacheError
@@ -34,9 +27,7 @@ VOCABULARY = 13
 CONTEXT = 40
 TOLERANCE = 1e-5
 
-SMALL = ModelConfig(
-    vocab_size=VOCABULARY, context_length=CONTEXT, width=16, num_layers=2, num_heads=4
-)
+SMALL = ModelConfig(vocab_size=VOCABULARY, context_length=CONTEXT, width=16, num_heads=4)
 SHAPES: Mapping[str, ModelConfig] = {
     "rope": SMALL,
     "learned": SMALL.changed(
@@ -55,6 +46,7 @@ SHAPES: Mapping[str, ModelConfig] = {
 LONG = SMALL.changed(num_kv_heads=2, context_length=300)
 LAW = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 
+Method = Callable[..., Any]
 tokens = st.integers(0, VOCABULARY - 1)
 texts = st.lists(tokens, min_size=1, max_size=8)
 every_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -143,10 +135,6 @@ def test_cached_decoding_equals_a_full_forward(shape: str) -> None:
 @LAW
 @given(chunks=st.lists(texts, min_size=1, max_size=5))
 def test_prefill_in_any_chunks_equals_the_whole(shape: str, chunks: list[list[int]]) -> None:
-    check_chunks(shape, chunks)
-
-
-def check_chunks(shape: str, chunks: Sequence[Sequence[int]]) -> None:
     rows = Rows(shape)
     row = rows.allocate()
     for chunk in chunks:
@@ -163,21 +151,10 @@ def check_chunks(shape: str, chunks: Sequence[Sequence[int]]) -> None:
 def test_a_ragged_batch_equals_each_row_alone(
     shape: str, steps: list[tuple[list[int], list[int]]], padding: int, backwards: bool
 ) -> None:
-    check_ragged_batch(shape, steps, padding, backwards)
-
-
-def check_ragged_batch(
-    shape: str,
-    steps: Sequence[tuple[Sequence[int], Sequence[int]]],
-    padding: int = 0,
-    backwards: bool = False,
-) -> None:
     rows = Rows(shape)
-    order = [rows.allocate() for _ in steps]
-    order = order[::-1] if backwards else order
-    for part in (0, 1):
-        texts_of = dict(zip(order, (step[part] for step in steps), strict=True))
-        rows.append(texts_of, padding)
+    order = sorted((rows.allocate() for _ in steps), reverse=backwards)
+    for part in zip(*steps, strict=True):
+        rows.append(dict(zip(order, part, strict=True)), padding)
     rows.append({row: [padding] for row in order})
 
 
@@ -187,12 +164,7 @@ def check_ragged_batch(
 def test_truncating_equals_never_having_appended(
     shape: str, prompt: list[int], forgotten: list[int], kept: int, new: list[int]
 ) -> None:
-    check_truncation(shape, prompt, forgotten, min(kept, len(prompt)), new)
-
-
-def check_truncation(
-    shape: str, prompt: Sequence[int], forgotten: Sequence[int], kept: int, new: Sequence[int]
-) -> None:
+    kept = min(kept, len(prompt))
     rows = Rows(shape)
     row, neighbour = rows.allocate(), rows.allocate()
     rows.append({row: prompt, neighbour: some_text(20)})
@@ -207,12 +179,6 @@ def check_truncation(
 @given(prompt=texts, ours=texts, theirs=texts)
 def test_a_fork_and_its_origin_diverge_like_separate_rows(
     shape: str, prompt: list[int], ours: list[int], theirs: list[int]
-) -> None:
-    check_fork(shape, prompt, ours, theirs)
-
-
-def check_fork(
-    shape: str, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]
 ) -> None:
     rows = Rows(shape)
     origin = rows.allocate()
@@ -240,10 +206,6 @@ def test_a_reused_row_equals_a_fresh_one(shape: str) -> None:
 
 @every_shape
 def test_nan_in_a_row_reaches_neither_neighbours_nor_successors(shape: str) -> None:
-    check_nan_stays(shape)
-
-
-def check_nan_stays(shape: str) -> None:
     rows = Rows(shape, max_rows=3)
     healthy, sick, other = (rows.allocate() for _ in range(3))
     rows.append({healthy: some_text(4), sick: some_text(2), other: some_text(20)})
@@ -296,20 +258,20 @@ def test_rows_need_not_be_neighbours_nor_in_order(shape: str) -> None:
     rows.append({3: [5], 2: [6], 1: [7], 0: [8]})
 
 
-class CacheMachine(RuleBasedStateMachine):
+class CacheMachine(stateful.RuleBasedStateMachine):
     """Every verb, in any order, on rows that share a cache."""
 
-    @initialize(shape=st.sampled_from(sorted(SHAPES)))
+    @stateful.initialize(shape=st.sampled_from(sorted(SHAPES)))
     def begin(self, shape: str) -> None:
         self.rows = Rows(shape)
 
-    @precondition(lambda self: self.rows.cache.num_free)
-    @rule()
+    @stateful.precondition(lambda self: self.rows.cache.num_free)
+    @stateful.rule()
     def allocate(self) -> None:
         self.rows.allocate()
 
-    @precondition(lambda self: self.rows.texts)
-    @rule(data=st.data(), padding=tokens)
+    @stateful.precondition(lambda self: self.rows.texts)
+    @stateful.rule(data=st.data(), padding=tokens)
     def append(self, data: st.DataObject, padding: int) -> None:
         chosen = data.draw(
             st.lists(st.sampled_from(sorted(self.rows.texts)), min_size=1, unique=True)
@@ -321,23 +283,23 @@ class CacheMachine(RuleBasedStateMachine):
             with pytest.raises(CacheError, match="would reach"):
                 self.rows.run(step)
 
-    @precondition(lambda self: self.rows.texts)
-    @rule(data=st.data())
+    @stateful.precondition(lambda self: self.rows.texts)
+    @stateful.rule(data=st.data())
     def truncate(self, data: st.DataObject) -> None:
         row = data.draw(st.sampled_from(sorted(self.rows.texts)))
         self.rows.truncate(row, data.draw(st.integers(0, len(self.rows.texts[row]))))
 
-    @precondition(lambda self: self.rows.texts and self.rows.cache.num_free)
-    @rule(data=st.data())
+    @stateful.precondition(lambda self: self.rows.texts and self.rows.cache.num_free)
+    @stateful.rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:
         self.rows.fork(data.draw(st.sampled_from(sorted(self.rows.texts))))
 
-    @precondition(lambda self: self.rows.texts)
-    @rule(data=st.data())
+    @stateful.precondition(lambda self: self.rows.texts)
+    @stateful.rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         self.rows.release(data.draw(st.sampled_from(sorted(self.rows.texts))))
 
-    @invariant()
+    @stateful.invariant()
     def lengths_are_those_of_the_texts(self) -> None:
         lengths = {row: self.rows.cache.length(row) for row in self.rows.texts}
         assert lengths == {row: len(text) for row, text in self.rows.texts.items()}
@@ -347,46 +309,31 @@ MACHINE = settings(LAW, max_examples=60, stateful_step_count=20)
 
 
 def test_any_sequence_of_verbs_equals_a_full_forward_of_each_row() -> None:
-    run_state_machine_as_test(CacheMachine, settings=MACHINE)
+    stateful.run_state_machine_as_test(CacheMachine, settings=MACHINE)
 
 
-# Negative controls: each breaks the cache in one way, and a law notices.
-
-Sabotage = Callable[[pytest.MonkeyPatch], None]
-Ints = tuple[int, ...]
+# Negative controls: each breaks one method of the cache, given the sound one, and a law notices.
 
 
-def write_one_slot_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = CacheView.__init__
-
-    def broken(self: CacheView, cache: KVCache, rows: Ints, starts: Ints, counts: Ints) -> None:
-        build(self, cache, rows, tuple(start + (start > 0) for start in starts), counts)
-
-    monkeypatch.setattr(CacheView, "__init__", broken)
+def write_one_slot_off(build: Method) -> Method:
+    return lambda self, cache, rows, starts, counts: build(
+        self, cache, rows, tuple(start + (start > 0) for start in starts), counts
+    )
 
 
-def count_positions_one_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = CacheView.__init__
-
-    def broken(self: CacheView, cache: KVCache, rows: Ints, starts: Ints, counts: Ints) -> None:
-        build(self, cache, rows, starts, counts)
+def count_positions_one_off(build: Method) -> Method:
+    def broken(self: CacheView, *given: object) -> None:
+        build(self, *given)
         self.positions_BT = (self.positions_BT - 1).clamp(min=0)
 
-    monkeypatch.setattr(CacheView, "__init__", broken)
+    return broken
 
 
-def let_padding_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = ForwardPass.seen
-
-    def broken(self: ForwardPass, window: int | None) -> Tensor:
-        return seen(self, window).any(0, keepdim=True)
-
-    monkeypatch.setattr(ForwardPass, "seen", broken)
+def let_padding_be_seen(seen: Method) -> Method:
+    return lambda self, window: seen(self, window).any(0, keepdim=True)
 
 
-def write_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    locate = CacheView._locate
-
+def write_the_padding(locate: Method) -> Method:
     def broken(self: CacheView) -> _Index:
         index = locate(self)
         if index.valid is None:
@@ -395,57 +342,59 @@ def write_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
         cells = (rows_BT.flatten(), self.positions_BT.flatten())
         return replace(index, cells=cells, valid=torch.ones_like(index.valid))
 
-    monkeypatch.setattr(CacheView, "_locate", broken)
+    return broken
 
 
-def forget_to_roll_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(KVCache, "truncate", lambda self, row, length: None)
-
-
-def forget_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def forget_to_copy(fork: Method) -> Method:
     def broken(self: KVCache, row: int) -> int:
         copy = self.allocate()
         self._lengths[copy] = self.length(row)
         return copy
 
-    monkeypatch.setattr(KVCache, "fork", broken)
+    return broken
 
 
-def forget_to_clear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(KVCache, "_clear", lambda self, row, start: None)
+def do_nothing(method: Method) -> Method:
+    return lambda self, *given: None
 
 
+chunked = test_prefill_in_any_chunks_equals_the_whole.hypothesis.inner_test
+ragged = test_a_ragged_batch_equals_each_row_alone.hypothesis.inner_test
+truncated = test_truncating_equals_never_having_appended.hypothesis.inner_test
+forked = test_a_fork_and_its_origin_diverge_like_separate_rows.hypothesis.inner_test
+poisoned = test_nan_in_a_row_reaches_neither_neighbours_nor_successors
+
+CHUNKS = [[1, 2], [3], [4, 5]]
 RAGGED = [([1, 2, 3, 4, 5], [6, 7]), ([8], [9, 10, 11, 12]), ([5, 5], [1])]
 
 
 @pytest.mark.parametrize(
-    ("sabotage", "law"),
+    ("owner", "method", "sabotage", "law"),
     [
-        (write_one_slot_off, lambda: check_chunks("rope", [[1, 2], [3], [4, 5]])),
-        (write_one_slot_off, lambda: check_chunks("learned", [[1, 2], [3], [4, 5]])),
-        (count_positions_one_off, lambda: check_chunks("rope", [[1, 2], [3], [4, 5]])),
-        (count_positions_one_off, lambda: check_chunks("learned", [[1, 2], [3], [4, 5]])),
-        (let_padding_be_seen, lambda: check_ragged_batch("rope", RAGGED)),
-        (let_padding_be_seen, lambda: check_ragged_batch("window", RAGGED)),
-        (write_the_padding, lambda: check_ragged_batch("rope", RAGGED)),
-        (forget_to_roll_back, lambda: check_truncation("rope", [1, 2, 3], [4], 2, [5, 6])),
-        (forget_to_copy, lambda: check_fork("rope", [1, 2, 3], [4], [5])),
-        (forget_to_clear, lambda: check_nan_stays("rope")),
+        (CacheView, "__init__", write_one_slot_off, lambda: chunked("rope", CHUNKS)),
+        (CacheView, "__init__", count_positions_one_off, lambda: chunked("learned", CHUNKS)),
+        (ForwardPass, "seen", let_padding_be_seen, lambda: ragged("rope", RAGGED, 0, False)),
+        (CacheView, "_locate", write_the_padding, lambda: ragged("rope", RAGGED, 0, False)),
+        (KVCache, "truncate", do_nothing, lambda: truncated("rope", [1, 2, 3], [4], 2, [5, 6])),
+        (KVCache, "fork", forget_to_copy, lambda: forked("rope", [1, 2, 3], [4], [5])),
+        (KVCache, "_clear", do_nothing, lambda: poisoned("rope")),
     ],
 )
 def test_a_broken_cache_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, sabotage: Sabotage, law: Callable[[], None]
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    method: str,
+    sabotage: Callable[[Method], Method],
+    law: Callable[[], None],
 ) -> None:
     law()
-    sabotage(monkeypatch)
+    monkeypatch.setattr(owner, method, sabotage(getattr(owner, method)))
     with pytest.raises(AssertionError):
         law()
 
 
-@pytest.mark.parametrize("sabotage", [write_one_slot_off, let_padding_be_seen, forget_to_copy])
-def test_the_machine_finds_a_broken_cache(
-    monkeypatch: pytest.MonkeyPatch, sabotage: Sabotage
-) -> None:
-    sabotage(monkeypatch)
+def test_the_machine_finds_a_broken_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KVCache, "fork", forget_to_copy(KVCache.fork))
+    unshrunk = settings(MACHINE, phases=[Phase.generate])
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(CacheMachine, settings=settings(MACHINE, phases=[Phase.generate]))
+        stateful.run_state_machine_as_test(CacheMachine, settings=unshrunk)

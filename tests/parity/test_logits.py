@@ -1,4 +1,4 @@
-"""Our Transformer against transformers: the same logits from the same files, whole and in chunks."""
+"""Our Transformer against transformers: the same logits from the same files, also in chunks."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from stepwell.config import read_yaml, write_yaml
 from stepwell.errors import ConfigError
 from stepwell.model.presets import presets

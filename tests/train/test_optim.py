@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn.utils import clip_grad_norm_
+
 from stepwell.model.config import ModelConfig
 from stepwell.model.transformer import Transformer
 from stepwell.train.config import OptimizerConfig
 from stepwell.train.optim import learning_rate, make_optimizer, update
-from torch.nn.utils import clip_grad_norm_
 
 STEPS = 1000
 PEAK = 0.5
@@ -36,7 +38,7 @@ def test_cosine_is_half_a_cosine_between_peak_and_final_rate():
 
 def test_linear_falls_by_the_same_amount_each_step():
     falling = rates(schedule="linear", final_share=0.5)
-    steps = [before - after for before, after in zip(falling, falling[1:], strict=False)]
+    steps = [before - after for before, after in pairwise(falling)]
     assert falling[0] == PEAK
     assert steps == pytest.approx([PEAK * 0.5 / STEPS] * (STEPS - 1))
 
@@ -53,7 +55,7 @@ def test_wsd_stays_and_then_falls_with_a_root():
 def test_no_schedule_leaves_the_range_or_rises_after_the_warmup(schedule):
     falling = rates(schedule=schedule, warmup=0.05, final_share=0.1)
     assert all(0.1 * PEAK <= rate <= PEAK for rate in falling[50:])
-    assert all(a >= b for a, b in zip(falling[50:], falling[51:], strict=False))
+    assert all(a >= b for a, b in pairwise(falling[50:]))
 
 
 @pytest.fixture

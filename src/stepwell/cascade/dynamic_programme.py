@@ -99,7 +99,7 @@ def solve(
     tables: dict[int, Table] = {}
     for state in reversed(range(1 << paths.num_stages)):
         last = state.bit_length()
-        outlook = look_ahead(state, paths.beliefs[:, last], costs, shortest, price)
+        outlook = look_ahead(state, paths.after(state), costs, shortest, price)
         if last == paths.num_stages:
             values[state], tables[state] = outlook.stop_loss, Table((), (), ((),), ((),))
             continue

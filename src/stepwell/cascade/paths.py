@@ -23,9 +23,11 @@ BoolArray = npt.NDArray[np.bool_]
 class Paths:
     """What was believed and what was true of N prompts on which all K stages were run.
 
-    beliefs[i, k, j-1] is Pr(stage j's answer is good | all seen after stage k), k = 0..K, with no
-    stage skipped; good[i, j-1] is the label of stage j's answer in [0, 1] (a share, where answers
-    are sampled); weights[i] >= 0.
+    beliefs[i, k, j-1] is Pr(stage j's answer is good | all seen after stage k), k = 0..K. So held,
+    a rule that skips a stage knows what its answer would have shown; beliefs [N, 2^K, K] leave that
+    out, with beliefs[i, s] held after just the stages of state s were run (bit n-1 for stage n).
+    good[i, j-1] is the label of stage j's answer in [0, 1] (a share, where answers are sampled);
+    weights[i] >= 0.
     """
 
     beliefs: FloatArray
@@ -39,6 +41,8 @@ class Paths:
         if labels.ndim != 2 or labels.shape[1] < 1:
             raise ShapeError(f"good is {list(labels.shape)}, expected [N, K] with K >= 1.")
         shape = len(labels), labels.shape[1] + 1, labels.shape[1]
+        if np.shape(beliefs)[1:2] == (1 << labels.shape[1],):
+            shape = len(labels), 1 << labels.shape[1], labels.shape[1]
         ones = np.ones(len(labels)) if weights is None else weights
         object.__setattr__(self, "beliefs", _checked("beliefs", beliefs, shape, highest=1.0))
         object.__setattr__(self, "good", _checked("good", labels, labels.shape, highest=1.0))
@@ -58,6 +62,12 @@ class Paths:
     def effective_count(self) -> float:
         """How many equally weighted prompts these are worth (Kish): N where weights are equal."""
         return float(self.weights.sum() ** 2 / (self.weights**2).sum()) if len(self) else 0.0
+
+    def after(self, state: int) -> FloatArray:
+        """The beliefs held after the stages of a state were run, [N, K]."""
+        by_state = self.beliefs.shape[1] > self.num_stages + 1
+        held: FloatArray = self.beliefs[:, state if by_state else state.bit_length()]
+        return held
 
     def take(self, rows: IntArray | BoolArray | slice) -> Paths:
         """The paths of some of the prompts."""

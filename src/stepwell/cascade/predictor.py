@@ -2,8 +2,8 @@
 
 After stage k there is one regularised logistic head for every stage j, over the features of the
 answers up to k, so earlier answers are scored anew when later ones arrive. Each belief is drawn
-toward stage j's base rate where few prompts like this one were seen, and its slope is calibrated on
-held-out folds. Owns the beliefs; what is done with them is stopping.py's. The rest of the package
+toward stage j's base rate where few prompts like this one were seen, and calibrated on held-out
+folds. Owns the beliefs; what is done with them is stopping.py's. The rest of the package
 knows `fit`, `beliefs`, `paths`, `save` and `load` only.
 """
 
@@ -17,6 +17,7 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from stepwell.cascade.calibration import calibrate, fit_curve
 from stepwell.cascade.documents import Array, from_document, to_document
 from stepwell.cascade.logistic import fit_logistic, log_loss, logit, sigmoid
 from stepwell.cascade.paths import FloatArray
@@ -36,15 +37,14 @@ class Heads:
     weights: Array  # [K, D]
     spread: Array  # [D, D]: x spread x is 1 / the number of prompts like x
     strength: Array  # [K], the prompts that the base rate counts as
-    slope: Array  # [K], of the calibrated log-odds about the base rate's
+    curves: Array  # [K, 1 + 2M], as `calibrate` reads them
 
     def beliefs(self, design: FloatArray, base: FloatArray) -> FloatArray:
         """Beliefs [..., K] from inputs [..., D] and base rates [K]."""
         raw = sigmoid(design @ self.weights.T)
         like = 1.0 / ((design @ self.spread) * design).sum(axis=-1, keepdims=True)
         shrunk = (like * raw + self.strength * base) / (like + self.strength)
-        centre = logit(base)
-        return sigmoid(centre + self.slope * (logit(shrunk) - centre))
+        return sigmoid(calibrate(logit(shrunk), logit(base), self.curves))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,15 +114,30 @@ class Predictor:
 
     def paths(self, features: npt.ArrayLike) -> FloatArray:
         """The beliefs of N prompts after every stage, [N, K + 1, K], from features [N, K, F]."""
+        values = self._whole(features)
+        return np.stack(
+            [self.beliefs(values[:, :k], k) for k in range(self.num_stages + 1)], axis=1
+        )
+
+    def paths_by_state(self, features: npt.ArrayLike) -> FloatArray:
+        """The beliefs of N prompts after every set of stages, [N, 2^K, K]: bit n-1 for stage n.
+
+        As `beliefs` gives them where the stages not in the set were skipped.
+        """
+        values = self._whole(features)
+        after = []
+        for state in range(1 << self.num_stages):
+            k = state.bit_length()
+            run = state >> np.arange(k) & 1 == 1
+            after.append(self.beliefs(np.where(run[:, None], values[:, :k], np.nan), k))
+        return np.stack(after, axis=1)
+
+    def _whole(self, features: npt.ArrayLike) -> FloatArray:
         values = np.asarray(features, dtype=np.float64)
         if values.ndim != 3 or values.shape[1:] != self.centre.shape:
             expected = ", ".join(str(size) for size in self.centre.shape)
             raise ShapeError(f"features are {list(values.shape)}, expected [N, {expected}].")
-        inputs = _standardised(values, self.centre, self.scale)
-        after = [np.broadcast_to(self.base, (len(values), self.num_stages))]
-        for k, heads in enumerate(self.heads, start=1):
-            after.append(heads.beliefs(_design(inputs, k), self.base))
-        return np.stack(after, axis=1)
+        return values
 
     def save(self, path: str | Path) -> None:
         """Write the predictor as JSON, whole or not at all."""
@@ -175,7 +190,7 @@ def _design(inputs: FloatArray, k: int) -> FloatArray:
 
 
 def _fit_heads(design: FloatArray, good: FloatArray, counts: FloatArray, base: FloatArray) -> Heads:
-    """The heads after one stage: ridge, strength, slope from held-out folds, weights from all."""
+    """The heads after one stage: ridge, strength, curves from held-out folds, weights from all."""
     trials = [_held_out(design, good, counts, base, ridge) for ridge in RIDGES]
     columns = range(len(base))
     losses = [
@@ -184,13 +199,10 @@ def _fit_heads(design: FloatArray, good: FloatArray, counts: FloatArray, base: F
     chosen = int(np.argmin(losses))
     raw, like = trials[chosen]
     strength = _strength(raw, good, counts, base)
-    shrunk = logit((like * raw + strength * base) / (like + strength)) - logit(base)
-    slope = [
-        fit_logistic(shrunk[:, [j]], good[:, j], counts, np.ones(1), np.ones(1), logit(base[j]))
-        for j in columns
-    ]
+    shrunk = logit((like * raw + strength * base) / (like + strength))
+    curves = [fit_curve(shrunk[:, j], good[:, j], counts, float(logit(base[j]))) for j in columns]
     weights, spread = _fit_weights(design, good, counts, base, RIDGES[chosen])
-    return Heads(weights, spread, strength, np.concatenate(slope).clip(min=0.0))
+    return Heads(weights, spread, strength, np.stack(curves))
 
 
 def _held_out(

@@ -52,7 +52,7 @@ def fit_by_regression(paths: Paths, costs: npt.ArrayLike, price: float) -> Regre
     fitted: list[FloatArray] = [np.empty((0, 0))] * (1 << paths.num_stages)
     for state in reversed(range(len(fitted))):
         last = state.bit_length()
-        outlook = look_ahead(state, paths.beliefs[:, last], paid, shortest, price)
+        outlook = look_ahead(state, paths.after(state), paid, shortest, price)
         values[state] = outlook.stop_loss
         if last < paths.num_stages:
             onward = [values[state | 1 << stage] for stage in range(last, paths.num_stages)]

@@ -33,7 +33,7 @@ def replay(paths: Paths, costs: npt.ArrayLike, price: float, rule: Rule) -> Outc
     for state in range(1 << num_stages):  # a state's successors have higher numbers
         rows = np.flatnonzero((states == state) & ~stopped)
         last = state.bit_length()
-        beliefs = paths.beliefs[rows, last]
+        beliefs = paths.after(state)[rows]
         if last < num_stages and len(rows):
             outlook = look_ahead(state, beliefs, paid[rows], shortest[rows], price)
             going, action = rule(outlook)

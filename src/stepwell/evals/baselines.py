@@ -46,7 +46,7 @@ def every_stage(paths: Paths, costs: npt.ArrayLike) -> Outcome:
 def prompt_router(paths: Paths, costs: npt.ArrayLike, price: float) -> Outcome:
     """Picking one stage from the prompt alone, by cost + price * the failure believed in."""
     direct = incremental_costs(costs, len(paths), paths.num_stages)[:, 0]
-    believed = direct + price * (1.0 - paths.beliefs[:, 0])
+    believed = direct + price * (1.0 - paths.after(0))
     return _only(paths, believed.argmin(axis=1), direct)
 
 

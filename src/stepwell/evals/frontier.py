@@ -9,11 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from stepwell.cascade.paths import FloatArray, IntArray, Outcome
+from stepwell.cascade.paths import FloatArray, IntArray
 from stepwell.errors import CascadeError, ShapeError
+
+
+class Measured(Protocol):
+    """Anything that has a cost and a label of the answer returned for each of N prompts."""
+
+    @property
+    def cost(self) -> FloatArray: ...
+
+    @property
+    def good(self) -> FloatArray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +36,7 @@ class Curve:
     good: FloatArray
 
     @classmethod
-    def of(cls, name: str, outcomes: Sequence[Outcome]) -> Curve:
+    def of(cls, name: str, outcomes: Sequence[Measured]) -> Curve:
         """The curve through the outcomes of a rule on the same prompts."""
         cost = np.stack([outcome.cost for outcome in outcomes])
         return cls(name, cost, np.stack([outcome.good for outcome in outcomes]))
@@ -154,7 +165,7 @@ class Difference:
 
 
 def paired_difference(
-    first: Outcome, second: Outcome, weights: FloatArray, *, resamples: int = 2_000, seed: int = 0
+    first: Measured, second: Measured, weights: FloatArray, *, resamples: int = 2_000, seed: int = 0
 ) -> Difference:
     """The differences of mean cost and quality, with intervals over prompts."""
     dearer, better = first.cost - second.cost, first.good - second.good

@@ -7,7 +7,8 @@ sampling.py's.
 
 from __future__ import annotations
 
-import uuid
+import operator
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -83,6 +84,8 @@ class SamplingParams(Config):
     """Strings at which the answer ends, without them; at most 16."""
     newline_run_limit: Count = 0
     """The most newline tokens in a row in the answer; 0 is no limit."""
+    think_budget: Count = 0
+    """The longest think section, in tokens, after which it is ended; 0 is no limit."""
     do_sample: bool | None = None
     """False is greedy whatever the temperature."""
     logprobs: Annotated[int, between(0, 1024)] | None = None
@@ -118,6 +121,23 @@ class SamplingParams(Config):
                 )
         return self
 
+    def changed(self, **values: Any) -> Self:
+        """A copy with some fields replaced, whichever spelling is used; validated like a new one.
+
+        Greedy parameters that are only asked to sample do so at temperature 1.
+        """
+        kept = dict(self)
+        if "num_return_sequences" in values:
+            del kept["n"]
+        if values.get("do_sample") and self.temperature < GREEDY_BELOW:
+            kept["temperature"] = 1.0
+        return type(self)(**{**kept, **values})
+
+    @property
+    def processing(self) -> tuple[Any, ...]:
+        """What decides what becomes of logits: equal for rows that can be sampled together."""
+        return _of_logits(vars(self))
+
     @property
     def greedy(self) -> bool:
         """Whether each token is the likeliest one and no noise is needed."""
@@ -150,6 +170,12 @@ class SamplingParams(Config):
         return cls.parse({**taken, "banned_tokens": banned}, where=where)
 
 
+_of_logits: Final = operator.itemgetter(
+    *(SamplingParams.model_fields.keys() - {"seed", "n", "max_new_tokens", "stop"})
+)
+"""All fields but those that say which noise is drawn, or when an answer ends."""
+
+
 def _single(words: Iterable[list[int]], where: str) -> list[int]:
     """The tokens of words of one token each. Raises ConfigError for a longer word."""
     for word in words:
@@ -180,7 +206,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     interventions: tuple[Any, ...] = ()
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    request_id: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_ids", tuple(int(token) for token in self.prompt_ids))

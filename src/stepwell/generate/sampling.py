@@ -11,13 +11,14 @@ The order is that of transformers' `generate`; a star marks what it lacks:
      3. no-repeat n-grams, over prompt and answer
      4. banned tokens, * the guard against runs of newlines
      5. the minimum of new tokens: no end-of-sequence token before it
-     6. forced first tokens, which override all of the above
-     7. temperature
-     8. top-k
-     9. top-p
-    10. min-p
+     6. * the think budget: only think_end once a think section has had its tokens
+     7. forced first tokens, which override all of the above
+     8. temperature
+     9. top-k
+    10. top-p
+    11. min-p
 
-Steps 7 to 10 are left out where the choice is greedy. A token that is ruled out has the logit -inf.
+Steps 8 to 11 are left out where the choice is greedy. A token that is ruled out has the logit -inf.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Self, TypeVar
 
 import torch
 
-from stepwell.errors import ConfigError, ShapeError, StepwellError
+from stepwell.errors import ConfigError, LogitsError, ShapeError
 from stepwell.generate.noise import Address, exponential
 from stepwell.generate.request import SamplingParams
 
@@ -37,18 +38,6 @@ NARROWED_ABOVE = 512
 """Below this many tokens, looking for those that are left costs more than it saves."""
 
 Value = TypeVar("Value")
-
-
-class LogitsError(StepwellError):
-    """Logits from which no token can be chosen; `rows` says which rows, the others are sound."""
-
-    def __init__(self, rows: tuple[int, ...]) -> None:
-        super().__init__(
-            f"the highest logit of rows {list(rows)} is not a finite number: the model put out NaN "
-            "or infinity, or the sampling parameters rule out every token.",
-            fix="check weights and interventions; loosen banned_tokens or no_repeat_ngram_size.",
-        )
-        self.rows = rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +106,13 @@ def _check_finite(highest: torch.Tensor) -> None:
     """Nothing. Raises LogitsError where the highest logit of a row [B] is NaN or infinite."""
     # x - x is 0 for finite x and else NaN, which counts as true: the cheapest such test.
     if (highest - highest).any():
-        raise LogitsError(tuple(torch.nonzero(~highest.isfinite()).flatten().tolist()))
+        rows = torch.nonzero(~highest.isfinite()).flatten().tolist()
+        raise LogitsError(
+            f"The highest logit of rows {rows} is not a finite number: the model put out NaN or "
+            "infinity, or the sampling parameters rule out every token.",
+            fix="check weights and interventions; loosen banned_tokens or no_repeat_ngram_size.",
+            rows=tuple(rows),
+        )
 
 
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -132,15 +127,16 @@ def process(
     *,
     eos_ids: Sequence[int] = (),
     newline_ids: Sequence[int] = (),
+    think_ids: Sequence[int] = (),
 ) -> torch.Tensor:
     """The logits [B, V] after all that params ask for, in the order given above.
 
-    history has one entry a row and is read only where a parameter needs it. With all parameters off
+    think_ids are think_start and think_end, or nothing where there are none. history has one entry a row and is read only where a parameter needs it. With all parameters off
     the result is `logits` itself. Raises ShapeError where rows and histories differ in number, and
     ConfigError for token ids beyond the vocabulary.
     """
     penalized = penalize(logits, params, history)
-    constrained = constrain(penalized, params, history, eos_ids, newline_ids)
+    constrained = constrain(penalized, params, history, eos_ids, newline_ids, think_ids)
     return constrained if params.greedy else warp(constrained, params)
 
 
@@ -168,8 +164,9 @@ def constrain(
     history: Sequence[History],
     eos_ids: Sequence[int],
     newline_ids: Sequence[int],
+    think_ids: Sequence[int],
 ) -> torch.Tensor:
-    """The logits after steps 4 to 6, which rule tokens out by their ids."""
+    """The logits after steps 4 to 7, which rule tokens out by their ids."""
     if params.banned_tokens:
         banned = _marked(logits, params.banned_tokens, "banned_tokens")
         logits = logits.masked_fill(banned, RULED_OUT)
@@ -180,6 +177,9 @@ def constrain(
         early = _one_each(logits, [row.num_new < params.min_new_tokens for row in history])
         ends = _marked(logits, eos_ids, "the end-of-sequence tokens")
         logits = logits.masked_fill(_column(logits, early) & ends, RULED_OUT)
+    if params.think_budget and think_ids:
+        context = _padded(logits, [row.ids for row in history])
+        logits = end_thinking(logits, context, params.think_budget, *think_ids)
     if params.forced_tokens:
         num_new = _one_each(logits, [row.num_new for row in history])
         logits = force(logits, num_new, params.forced_tokens)
@@ -187,7 +187,7 @@ def constrain(
 
 
 def warp(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """The logits after steps 7 to 10, which shape the distribution that is sampled from."""
+    """The logits after steps 8 to 11, which shape the distribution that is sampled from."""
     if params.temperature != 1:
         logits = logits / params.temperature
     if params.top_k:
@@ -241,6 +241,24 @@ def no_long_newline_run(
     newlines = _marked(logits, newline_ids, "the newline tokens")
     at_limit = torch.isin(ids[:, -limit:], torch.nonzero(newlines)[:, 1]).all(dim=1, keepdim=True)
     return logits.masked_fill(at_limit & newlines, RULED_OUT)
+
+
+def end_thinking(
+    logits: torch.Tensor, ids: torch.Tensor, budget: int, think_start: int, think_end: int
+) -> torch.Tensor:
+    """The logits where a row can only go on with think_end once it has thought for `budget` tokens.
+
+    A row of ids [B, S] thinks since its last think_start, unless a think_end came later.
+    """
+    length = ids.shape[1]
+    age = torch.arange(length - 1, -1, -1, device=ids.device)
+    since_start, since_end = (
+        torch.where(ids == token, age, length).amin(dim=1, keepdim=True)
+        for token in (think_start, think_end)
+    )
+    spent = (since_start < since_end) & (since_start >= budget)
+    end = _marked(logits, (think_end,), "think_end")
+    return torch.where(spent, torch.where(end, 0.0, RULED_OUT), logits)
 
 
 def force(logits: torch.Tensor, num_new: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:

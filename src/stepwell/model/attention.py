@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from stepwell.errors import DeviceError
 from stepwell.model.config import ModelConfig
 from stepwell.model.forward import ForwardPass
 from stepwell.model.norm import make_norm
@@ -57,20 +59,39 @@ class Attention(nn.Module):
             repeats = self.num_heads // self.num_kv_heads
             k_BGSD = k_BGSD.repeat_interleave(repeats, 1)
             v_BGSD = v_BGSD.repeat_interleave(repeats, 1)
-        if step.wants("attention.pattern", self.layer):
+        if step.attention == "eager" or step.wants("attention.pattern", self.layer):
             seen = step.seen(self.window)
             pattern = self._pattern(q_BHTD, k_BGSD, seen)
             return step.at("attention.pattern", self.layer, pattern, allowed=seen) @ v_BGSD
         mask = step.mask(self.window)
-        causal = mask is None and q_BHTD.shape[2] > 1
-        return F.scaled_dot_product_attention(
-            q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, is_causal=causal, scale=self.scale
-        )
+        attend = _flash_attention if step.attention == "flash" else _attention
+        return attend(q_BHTD, k_BGSD, v_BGSD, mask, self.scale)
 
     def _pattern(self, q_BHTD: Tensor, k_BHSD: Tensor, seen: Tensor) -> Tensor:
         """Attention probabilities, [B, H, T, S], softmax in float32."""
         scores = (q_BHTD @ k_BHSD.transpose(2, 3)).float() * self.scale
         return scores.masked_fill(~seen, -torch.inf).softmax(-1).to(q_BHTD.dtype)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Each head's mixture of values; without a mask causal, or one query that sees all keys."""
+    causal = mask is None and q.shape[2] > 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+
+
+def _flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """`_attention` by the flash kernel. Raises DeviceError where that cannot compute it."""
+    try:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return _attention(q, k, v, mask, scale)
+    except RuntimeError as error:
+        if "No available kernel" not in str(error):
+            raise
+        masked = "" if mask is None else " under a mask, as rows of different lengths need"
+        raise DeviceError(
+            f"Flash attention does not run on {q.device} in {q.dtype}{masked}.",
+            fix='use attention "auto"; on a GPU, flash needs float16 or bfloat16 and no mask.',
+        ) from error
 
 
 def _score_scale(config: ModelConfig, layer: int) -> float:

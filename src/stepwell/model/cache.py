@@ -11,6 +11,7 @@ rollback is visible. Rows have lengths of their own.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,8 +43,8 @@ class KVCache:
                 f"{self.context_length} would go beyond them."
             )
         self.max_rows = max_rows
-        self._free = list(range(max_rows))
-        self._lengths = [0] * max_rows
+        self._free = list(range(max_rows))  # a heap: the lowest row is handed out first
+        self._lengths: dict[int, int] = {}  # of the rows in use
         shape = (max_rows, config.num_kv_heads, 0, config.head_dim)
         with torch.inference_mode(False):  # else only code in inference mode could write to it
             empty = torch.zeros(shape, dtype=dtype, device=device)
@@ -72,7 +73,9 @@ class KVCache:
                 f"All {self.max_rows} rows of the cache are in use.",
                 fix="release one, or raise max_rows.",
             )
-        return self._free.pop(0)
+        row = heapq.heappop(self._free)
+        self._lengths[row] = 0
+        return row
 
     def append(self, rows: Sequence[int], num_new: Sequence[int]) -> CacheView:
         """Lengthen each row by its number of new positions and return the view that fills them.
@@ -102,7 +105,7 @@ class KVCache:
         if not 0 <= length <= self.length(row):
             held = self.length(row)
             raise CacheError(f"Row {row} holds {held} tokens and cannot be cut to {length}.")
-        self._clear(row, length)
+        self._clear([row], length)
         self._lengths[row] = length
 
     def fork(self, row: int) -> int:
@@ -113,20 +116,21 @@ class KVCache:
         self._lengths[copy] = length
         return copy
 
-    def release(self, row: int) -> None:
-        """Give a row back; its content is gone."""
-        self._clear(self._used(row), 0)
-        self._lengths[row] = 0
-        self._free.append(row)
-        self._free.sort()
+    def release(self, *rows: int) -> None:
+        """Give rows back; their content is gone."""
+        self._clear(rows, 0)
+        for row in rows:
+            del self._lengths[self._used(row)]
+            heapq.heappush(self._free, row)
 
-    def _clear(self, row: int, start: int) -> None:
-        """Zero what a row forgets: a NaN left there would come back as 0 * NaN under the mask."""
-        for stored in (*self._keys, *self._values):
-            stored[row, :, start : self._lengths[row]] = 0
+    def _clear(self, rows: Sequence[int], start: int) -> None:
+        """Zero what rows forget: a NaN left there would come back as 0 * NaN under the mask."""
+        end = max((self.length(row) for row in rows), default=0)
+        for stored in (*self._keys, *self._values) if end > start else ():
+            stored[list(rows), :, start:end] = 0
 
     def _used(self, row: int) -> int:
-        if not 0 <= row < self.max_rows or row in self._free:
+        if row not in self._lengths:
             raise CacheError(f"Row {row} of the cache is not in use.", fix="allocate it first.")
         return row
 

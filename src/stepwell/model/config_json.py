@@ -76,11 +76,9 @@ def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         name = differing[0]
         able = [other for other in get_args(Family) if _expresses(other, config)]
         raise ConfigError(
-            f"A {config.family} config.json cannot express {name}={getattr(config, name)!r}; "
-            "transformers would build another model.",
-            fix=f"use family={able[0]!r}."
-            if able
-            else f"change {name}; no family has this mixture.",
+            f"A {config.family} config.json cannot express {name}={getattr(config, name)!r} beside "
+            "the other fields; transformers would build another model.",
+            fix=f"use family={able[0]!r}." if able else f"change {name}: no family has it so.",
         )
     return values
 
@@ -189,15 +187,9 @@ def _windows(keys: Keys, form: FamilyFormat, num_layers: int) -> dict[str, Any]:
         window = window if keys.flag("use_sliding_window", False) else None
     usual = [window is not None and layer >= first for layer in range(num_layers)]
     slides = _layer_types(keys, num_layers) or usual
-    impossible = (
-        any(slides) if window is None else form.windows == "every layer" and slides != usual
-    )
-    if impossible:
-        raise keys.refusal(
-            "layer_types",
-            keys.take("layer_types"),
-            f"layers that fit sliding_window={shown(window)}",
-        )
+    if slides != usual and (window is None or form.windows == "every layer"):
+        expected = f"types that fit sliding_window={shown(window)}"
+        raise keys.refusal("layer_types", keys.take("layer_types"), expected)
     layers = tuple(layer for layer, sliding in enumerate(slides) if sliding)
     return {"sliding_window": window if layers else None, "sliding_layers": layers}
 
@@ -207,10 +199,11 @@ def _layer_types(keys: Keys, num_layers: int) -> list[bool] | None:
     types = keys.take("layer_types")
     if types is None:
         return None
-    kinds = {"full_attention": False, "sliding_attention": True}
-    if not isinstance(types, list) or len(types) != num_layers or not set(types) <= set(kinds):
+    kinds = ("full_attention", "sliding_attention")
+    whole = isinstance(types, list) and len(types) == num_layers
+    if not whole or any(kind not in kinds for kind in types):
         raise keys.refusal("layer_types", types, f"{num_layers} of " + ", ".join(kinds))
-    return [kinds[kind] for kind in types]
+    return [kind == "sliding_attention" for kind in types]
 
 
 def _check_sizes(config: ModelConfig, form: FamilyFormat, where: str) -> None:

@@ -6,6 +6,7 @@ Owns reading a foreign state dict. What comes out is checked like any other chec
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Collection, Mapping
@@ -82,7 +83,7 @@ def _load(source: Path) -> Any:
         raise WeightsError(f"{source} does not exist.", fix="check the path.") from None
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{source} holds more than tensors, or is damaged; none of it was run. {_line(error)}",
+            f"{source} holds more than tensors or is damaged; none of it was run.{_culprit(error)}",
             fix="save model.state_dict() alone, where the model was made.",
         ) from None
     except _UNREADABLE as error:
@@ -97,11 +98,12 @@ def _state_dict(loaded: Any, source: Path) -> Mapping[str, Tensor]:
     if isinstance(loaded, Mapping):
         loaded = next((loaded[k] for k in _INSIDE if isinstance(loaded.get(k), Mapping)), loaded)
     if not isinstance(loaded, Mapping):
-        raise WeightsError(f"{source} holds a {type(loaded).__name__}, expected names and tensors.")
+        kind = type(loaded).__name__
+        raise WeightsError(f"{source} is of type {kind}, expected names and tensors.")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(
-                f"{source} holds a {type(value).__name__} under {name!r}, expected tensors only.",
+                f"{source} holds {name!r}: {type(value).__name__}, expected names and tensors.",
                 fix=f"save the state dict alone, or under one of {', '.join(_INSIDE)}.",
             )
     return loaded
@@ -113,6 +115,12 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return _unwrapped({name.removeprefix(prefix): each for name, each in tensors.items()})
     return dict(tensors)
+
+
+def _culprit(error: pickle.UnpicklingError) -> str:
+    """What torch stumbled on, without its advice to load the file unsafely."""
+    found = re.search(r"unsupported [^\n]*", str(error), re.IGNORECASE)
+    return f" It asks for {found[0]}" if found else ""
 
 
 def _line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stepwell.errors import WeightsError
+from stepwell.errors import ConfigError, WeightsError
 from stepwell.model.json_keys import read_json
 from stepwell.model.names import LAYER
 from stepwell.model.staging import UNFINISHED
@@ -23,8 +23,8 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_SHARD = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
+_NUMBERED = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 
 
 def read_config_file(directory: Path) -> dict[str, Any]:
@@ -72,13 +72,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 def _open_shards(index: Path) -> Checkpoint:
     """The tensors of every shard, each of which must hold just what the index says."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(file, str) and _SHARD_NAME.fullmatch(file) for file in weight_map.values()
-    ):
-        raise WeightsError(
-            f"{index}: expected a weight_map from tensor names to .safetensors files."
-        )
+    weight_map = _weight_map(index)
     tensors: dict[str, Tensor] = {}
     files: dict[str, Path] = {}
     for file in sorted(set(weight_map.values())):
@@ -102,6 +96,22 @@ def _open_shards(index: Path) -> Checkpoint:
     return Checkpoint(index, tensors, files)
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor names and the file of each, which cannot lie outside the index's directory."""
+    try:
+        weight_map = read_json(index).get("weight_map")
+    except ConfigError as error:
+        raise WeightsError(error.problem, fix="download or save the model again.") from None
+    files = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+    if not all(isinstance(file, str) and _PLAIN_NAME.fullmatch(file) for file in files):
+        raise WeightsError(
+            f"{index}: expected a weight_map from tensor names to .safetensors files beside it.",
+            fix="download or save the model again.",
+        )
+    assert isinstance(weight_map, dict)
+    return weight_map
+
+
 def belongs(file: str) -> bool:
     """Whether a file of a model directory is part of the model that a save replaces."""
-    return file in (CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX) or bool(_SHARD.fullmatch(file))
+    return file in (CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX) or bool(_NUMBERED.fullmatch(file))

@@ -61,7 +61,7 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
         "relu": "relu",
     }
 )
-"""hidden_act -> ours. Of those that mean the same, the family's usual one or the first is written."""
+"""hidden_act -> ours. Of those that mean the same, the family's default or the first is written."""
 
 ROPE_KEYS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {

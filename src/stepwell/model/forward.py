@@ -1,4 +1,4 @@
-"""What one forward pass is about: where its tokens stand, what they may see, who watches.
+"""What one forward pass is about: where its tokens stand, what they may see, how, who watches.
 
 A `ForwardPass` is made once a pass and handed down to every layer, so that a layer keeps no state
 of its own.
@@ -6,11 +6,22 @@ of its own.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from stepwell.model.cache import CacheView
 from stepwell.model.hooks import Hooks
+
+AttentionImplementation = Literal["auto", "eager", "sdpa", "flash"]
+"""How attention is computed.
+
+    eager   the whole pattern by an explicit softmax, then its product with the values
+    sdpa    torch's scaled_dot_product_attention, with the kernel that it picks
+    flash   the same with its flash kernel, and an error where that cannot run
+    auto    the best there is: sdpa
+"""
 
 
 class ForwardPass:
@@ -21,9 +32,14 @@ class ForwardPass:
     """
 
     def __init__(
-        self, ids_BT: Tensor, *, view: CacheView | None = None, hooks: Hooks | None = None
+        self,
+        ids_BT: Tensor,
+        *,
+        view: CacheView | None = None,
+        hooks: Hooks | None = None,
+        attention: AttentionImplementation = "auto",
     ) -> None:
-        self.view, self.hooks = view, hooks
+        self.view, self.hooks, self.attention = view, hooks, attention
         self.num_queries = ids_BT.shape[1]
         self.length = view.length if view is not None else self.num_queries
         self.positions_BT = (

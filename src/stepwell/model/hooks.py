@@ -147,7 +147,10 @@ class Recorder(Protocol):
         """Whether the value at this point is to be computed and handed over."""
 
     def take(self, point: str, layer: int, value: Tensor, positions_BT: Tensor) -> None:
-        """Receives a value, after every intervention. Must copy what it keeps."""
+        """Receives a value, after every intervention. Must copy what it keeps.
+
+        With gradient checkpointing a value comes again while the backward pass recomputes it.
+        """
 
 
 class Hooks:

@@ -64,11 +64,10 @@ def _download(name: str) -> Path:
     except failures as error:
         raise WeightsError(
             f"{name!r} is no directory here, and it could not be had from the Hugging Face Hub: "
-            f"{_first_sentence(error)}",
+            f"{_first_sentence(error)}.",
             fix="check the path, the network, and HF_HUB_OFFLINE (1: only what is in the cache).",
         ) from error
 
 
 def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text.partition(". ")[0].rstrip(".") + "."
+    return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")

@@ -52,6 +52,7 @@ class Keys:
         return key in self._values
 
     def take(self, key: str, default: Any = None) -> Any:
+        """The value as it is; `default` where the key is missing."""
         self._left.pop(key, None)
         return self._values.get(key, default)
 
@@ -63,21 +64,25 @@ class Keys:
         return Keys(value, self.where, self._ignore, f"{key}.") if value else None
 
     def size(self, key: str, default: int, *, least: int = 1, most: int = LARGEST_SIZE) -> int:
+        """A whole number, bounded so that no file can ask for more memory than there is."""
         value = self.take(key, default)
         if type(value) is not int or not least <= value <= most:
             raise self.refusal(key, value, f"a whole number from {least} to {most}")
         return value
 
     def size_or_null(self, key: str, default: int | None) -> int | None:
+        """A size, or None where the file says null."""
         return None if self.take(key, default) is None else self.size(key, default or 0)
 
     def number(self, key: str, default: float | None = None) -> float:
+        """A positive, finite number."""
         value = self.take(key, default)
         if type(value) not in (int, float) or not 0 < value < _LARGEST_NUMBER:
             raise self.refusal(key, value, "a positive number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
+        """True or false, not 1 or 0."""
         value = self.take(key, default)
         if not isinstance(value, bool):
             raise self.refusal(key, value, "true or false")

@@ -7,16 +7,18 @@ A block adds attention, then the MLP, to the residual stream, each after its own
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from stepwell.errors import DeviceError, PromptError, ShapeError
+from stepwell.errors import ConfigError, DeviceError, PromptError, ShapeError, suggest
 from stepwell.model.attention import Attention
 from stepwell.model.cache import CacheView, KVCache
 from stepwell.model.config import ModelConfig
-from stepwell.model.forward import ForwardPass
+from stepwell.model.forward import AttentionImplementation, ForwardPass
 from stepwell.model.hooks import LOGITS_LAYER, Hooks
 from stepwell.model.mlp import MLP
 from stepwell.model.norm import make_norm
@@ -30,6 +32,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.attention_implementation = "auto"
         self.embed = nn.Embedding(config.vocab_size, config.width)
         learned = config.position == "learned"
         self.position_embed = nn.Embedding(config.context_length, config.width) if learned else None
@@ -41,6 +44,18 @@ class Transformer(nn.Module):
             else nn.Linear(config.width, config.vocab_size, bias=False)
         )
         self._rope = None if learned else RopeTable(config)
+
+    @property
+    def attention_implementation(self) -> AttentionImplementation:
+        """How attention is computed. Setting it raises ConfigError for a name that is none."""
+        return self._attention_implementation
+
+    @attention_implementation.setter
+    def attention_implementation(self, name: AttentionImplementation) -> None:
+        known = get_args(AttentionImplementation)
+        if name not in known:
+            raise ConfigError(f"There is no attention {name!r}. {suggest(str(name), known)}")
+        self._attention_implementation: AttentionImplementation = name
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +80,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """What the head reads, [B, T, C]: the residual stream after the final norm."""
         self._check(ids_BT, view, hooks)
-        step = ForwardPass(ids_BT, view=view, hooks=hooks)
+        attention = self.attention_implementation
+        step = ForwardPass(ids_BT, view=view, hooks=hooks, attention=attention)
         x_BTC = self._embed(ids_BT, step)
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:

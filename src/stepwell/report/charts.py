@@ -6,7 +6,7 @@ no script; the one that a page carries adds the values under the pointer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from stepwell.report.layout import (
     bar_edges,
     compared,
     end_labels,
+    lone_points,
     point_labels,
     runs,
     wants_legend,
@@ -49,7 +50,7 @@ def chart_markup(chart: Chart) -> Markup:
             _y_ticks(axes[1]),
             _area(chart, axes),
             _end_labels(chart, labels),
-            _x_ticks(axes[0]),
+            _slots(chart.categories) if chart.categories else _x_ticks(axes[0]),
             element("div", chart.x_label, class_="x-name"),
             class_="frame",
         ),
@@ -102,7 +103,9 @@ def _drawing(chart: Chart, axes: tuple[Axis, Axis], number: int) -> Markup:
     elif series.style == "reference":
         paths = [_path(_line(x, y), "reference")]
     else:
+        lone = lone_points(x, y)
         paths = [_path(_band(x, low, high), "band"), _path(_line(x, y), "line")]
+        paths += [_path(_dots(x[lone], y[lone]), "points lone")]
     if series.style in ("bars", "points"):
         paths.append(_path(_whiskers(x, low, high), "whiskers"))
     return element("g", *paths, **_look(chart, number))
@@ -185,6 +188,12 @@ def _x_ticks(axis: Axis) -> Markup:
     return element("div", *ticks, class_="x-ticks", aria_hidden="true")
 
 
+def _slots(categories: Sequence[str]) -> Markup:
+    """Names of categories, which lie evenly and break into lines where they are long."""
+    names = [element("span", name) for name in categories]
+    return element("div", *names, class_="x-ticks slots", aria_hidden="true")
+
+
 def _values(chart: Chart) -> Markup:
     """The numbers of a chart with few points, folded away under it."""
     members = compared(chart)
@@ -246,8 +255,7 @@ def _line(x: Floats, y: Floats) -> str:
     pieces = []
     for run in runs(np.stack([x, y])):
         points = [f"{SIZE * px:.1f} {_y(py):.1f}" for px, py in zip(x[run], y[run], strict=True)]
-        # A segment of no length makes a point between two gaps a dot instead of nothing.
-        pieces.append(f"M{points[0]}h0" + "".join(f"L{point}" for point in points[1:]))
+        pieces.append("M" + "L".join(points))
     return "".join(pieces)
 
 

@@ -17,13 +17,14 @@ from stepwell.report.layout import (
     bar_edges,
     compared,
     end_labels,
+    lone_points,
     point_labels,
     runs,
     wants_legend,
 )
 from stepwell.report.palette import Theme, series_color
 from stepwell.report.scale import Axis, Floats, chart_axes
-from stepwell.report.sheet import LINE, MARGIN, Sheet, caption_height, text_width, widest
+from stepwell.report.sheet import LINE, MARGIN, Sheet, caption_height, text_width, widest, wrapped
 
 WIDTH = 520.0
 HEIGHT = 210.0
@@ -65,6 +66,21 @@ class Plan:
         beside = widest(names) + SWATCH + 8 if names else 4
         return WIDTH - MARGIN - self.left - beside
 
+    @property
+    def x_labels(self) -> list[str]:
+        """The labels under the axis; names of categories in lines as wide as their place."""
+        labels = self.axes[0].labels
+        if not self.chart.categories:
+            return list(labels)
+        place = self.width / len(labels)
+        return ["\n".join(wrapped(label, place)) for label in labels]
+
+    @property
+    def height(self) -> float:
+        """Height of the whole sheet."""
+        lines = 1 + max((label.count("\n") for label in self.x_labels), default=0)
+        return self.top + HEIGHT + (1.6 + lines) * LINE + MARGIN
+
     def color(self, number: int) -> str:
         series = self.chart.series[number]
         if series.style == "reference":
@@ -89,7 +105,7 @@ class Plan:
 def draw_chart(chart: Chart, theme: Theme) -> Sheet:
     """The sheet that shows a chart."""
     plan = Plan.of(chart, theme)
-    sheet = Sheet(WIDTH, plan.top + HEIGHT + 2.6 * LINE + MARGIN, theme)
+    sheet = Sheet(WIDTH, plan.height, theme)
     sheet.caption(chart.title, chart.note)
     _draw_legend(sheet, plan)
     _draw_axes(sheet, plan)
@@ -149,11 +165,11 @@ def _draw_axes(sheet: Sheet, plan: Plan) -> None:
     for label, place in zip(y_axis.labels, y_axis.place(y_axis.ticks), strict=True):
         y = plan.top + HEIGHT * (1 - place)
         sheet.write(label, plan.left - 7, y, ha="right", va="center_baseline")
-    for label, place in zip(x_axis.labels, x_axis.place(x_axis.ticks), strict=True):
+    for label, place in zip(plan.x_labels, x_axis.place(x_axis.ticks), strict=True):
         x = plan.left + plan.width * place
-        sheet.write(label, x, plan.top + HEIGHT + LINE + 2, ha="center")
+        sheet.write(label, x, plan.top + HEIGHT + 6, ha="center", va="top")
     sheet.write(plan.chart.y_label, MARGIN, plan.top - 13, color=sheet.theme.ink)
-    x, y = plan.left + plan.width / 2, plan.top + HEIGHT + 2.6 * LINE
+    x, y = plan.left + plan.width / 2, plan.height - MARGIN
     sheet.write(plan.chart.x_label, x, y, color=sheet.theme.ink, ha="center")
 
 
@@ -181,6 +197,8 @@ def _draw_series(field: Field, plan: Plan, number: int) -> None:
     else:
         for run in runs(np.stack([x, low, high])):
             field.fill_between(x[run], low[run], high[run], color=color, alpha=0.17, linewidth=0)
+        lone = lone_points(x, y)
+        field.plot(x[lone], y[lone], "o", markersize=3.5, color=color, markeredgewidth=0)
         width, dashes = plan.line_width(number), plan.dashes(number)
         field.plot(x, y, color=color, linewidth=width, linestyle=dashes, clip_on=clip)
     if series.style in ("bars", "points"):

@@ -252,4 +252,4 @@ def _stops(scale: ColorScale, theme: Theme) -> Sequence[str]:
 def _text_color(color: NDArray[np.uint8], theme: Theme) -> str:
     if color[3] == 0:
         return theme.muted
-    return "#ffffff" if text_is_pale(color[None, :3])[0] else "#111111"
+    return "#ffffff" if text_is_pale(color[None, :3])[0] else "#000000"

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell.report.figure import Chart, Heatmap, Series
-from stepwell.report.numerals import column_decimals, fixed, number
+from stepwell.report.numerals import fixed, number, shared_decimals
 from stepwell.report.scale import Axis, Floats, bar_spacing, spread
 
 MOST_END_LABELS = 8
+MOST_END_LETTERS = 24
 MOST_WRITTEN_COLUMNS = 16
 BAR_SHARE = 0.78
 LABEL_TURNS_AT = 0.85
@@ -26,6 +27,12 @@ def runs(values: Floats) -> list[slice]:
     whole = ~np.isnan(np.atleast_2d(values)).any(axis=0)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], whole, [False]]).astype(np.int8)))
     return [slice(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
+
+
+def lone_points(x: Floats, y: Floats) -> NDArray[np.intp]:
+    """The numbers of the points between two gaps, where a line has no segment to be seen."""
+    alone = [run.start for run in runs(np.stack([x, y])) if run.stop - run.start == 1]
+    return np.array(alone, dtype=np.intp)
 
 
 def bar_edges(chart: Chart, series: Series) -> tuple[Floats, Floats]:
@@ -51,7 +58,10 @@ def end_labels(chart: Chart, axes: tuple[Axis, Axis], gap: float) -> dict[int, f
     if len(chart.series) < 2 or any(series.style in ("bars", "points") for series in chart.series):
         return {}
     ends = [_last_place(series, x_axis, y_axis) for series in chart.series]
-    if len(ends) > MOST_END_LABELS or len(ends) * gap > 1 or any(end is None for end in ends):
+    longest = max(len(series.name) for series in chart.series)
+    if len(ends) > MOST_END_LABELS or len(ends) * gap > 1 or longest > MOST_END_LETTERS:
+        return {}
+    if any(end is None for end in ends):
         return {}
     return dict(enumerate(spread([end for end in ends if end is not None], gap)))
 
@@ -85,7 +95,7 @@ def cell_text(heatmap: Heatmap) -> Sequence[Sequence[str]]:
     """What is written in each cell: its own text, else its value; nothing where cells are many."""
     if heatmap.text or heatmap.array.shape[1] > MOST_WRITTEN_COLUMNS:
         return heatmap.text
-    decimals = column_decimals(heatmap.array.ravel().tolist(), 3)
+    decimals = shared_decimals(heatmap.array.ravel().tolist(), 3)
     return [[_written(value, decimals) for value in row] for row in heatmap.array.tolist()]
 
 

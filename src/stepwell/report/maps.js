@@ -26,6 +26,12 @@ function colorTable(diverging) {
   });
 }
 
+/** White or black, whichever has the greater contrast to a colour (WCAG 2.2). */
+function textColor(...color) {
+  const [red, green, blue] = color.map((part) => (part <= 10 ? part / 3294.6 : ((part / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179 ? "#fff" : "#000";
+}
+
 /** The values of a grid: `code(map, y, x)` in steps of the scale, `value` and `text` as numbers. */
 class Values {
   constructor(header, bytes) {
@@ -298,7 +304,7 @@ class Enlarged {
     for (let y = 0; y < values.height; y++) for (let x = 0; x < values.width; x++) {
       if (values.code(this.map, y, x) === MISSING) continue;
       const [red, green, blue] = pixels.subarray(4 * (y * values.width + x));
-      context.fillStyle = 0.299 * red + 0.587 * green + 0.114 * blue < 140 ? "#fff" : "#111";
+      context.fillStyle = textColor(red, green, blue);
       context.fillText(values.text(this.map, y, x, decimals), (x + 0.5) * size, (y + 0.5) * size);
     }
   }

@@ -81,7 +81,7 @@ def theme_rules(theme: Theme) -> str:
     rules = []
     for letter, stops in (("s", theme.sequential), ("d", theme.diverging)):
         for place, color in enumerate(color_table(stops, NUM_SHADES)):
-            text = "#fff" if text_is_pale(color) else "#111"
+            text = "#fff" if text_is_pale(color) else "#000"
             rules.append(f".{letter}{place}{{background:#{color.tobytes().hex()};color:{text}}}")
     return "".join(rules)
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 MINUS = "−"
 ABSENT = "–"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_PREFIXES = ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
+MOST_DECIMALS = 6
+MOST_WHOLE_DIGITS = 9
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -47,30 +49,35 @@ def tick_labels(ticks: Sequence[float], step: float, *, as_percent: bool = False
     largest = max((abs(tick) for tick in ticks), default=0.0)
     if largest >= 1e15 or 0 < largest < 1e-3:
         return [scientific(tick, 3) if abs(tick) > step / 2 else "0" for tick in ticks]
-    for unit, prefix in _PREFIXES:
-        if largest >= 10 * unit and step >= unit / 100:
-            return [_fixed(tick / unit, step / unit) + (prefix if tick else "") for tick in ticks]
+    for least, unit, prefix in _PREFIXES:
+        if largest >= least and step >= unit / 100:
+            labels = [_fixed(tick / unit, step / unit) + prefix for tick in ticks]
+            return [
+                "0" if abs(tick) < step / 2 else label
+                for tick, label in zip(ticks, labels, strict=True)
+            ]
     return [_fixed(tick, step) for tick in ticks]
 
 
-def column_decimals(values: Sequence[float], digits: int = 4) -> int | None:
-    """Decimals that show the largest of `values` with `digits` digits; None if they span too far.
+def shared_decimals(values: Sequence[float], digits: int = 4) -> int | None:
+    """Decimals that show the largest of `values` with `digits` digits, so that all compare by eye.
 
-    Numbers that share their decimals can be compared by eye.
+    None where the values are so small or so large that powers of ten read better.
     """
-    sizes = [abs(value) for value in values if math.isfinite(value) and value]
-    if not sizes:
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    if not largest:
         return 0
-    if max(sizes) >= 1e9 or min(sizes) < 10.0 ** -(digits - 1) * min(1.0, max(sizes)):
-        return None
-    return max(0, digits - 1 - max(0, math.floor(math.log10(max(sizes)))))
+    exponent = math.floor(math.log10(largest))
+    decimals = digits - 2 - exponent if exponent < 0 else max(0, digits - 1 - exponent)
+    return decimals if decimals <= MOST_DECIMALS and exponent < MOST_WHOLE_DIGITS else None
 
 
 def fixed(value: float, decimals: int) -> str:
     """`value` with that many decimals, thousands set off; a dash where it is not finite."""
     if not math.isfinite(value):
         return ABSENT
-    return f"{value + 0.0:,.{decimals}f}".replace("-", MINUS)
+    rounded = round(value, decimals) + 0.0  # no minus before zero
+    return f"{rounded:,.{decimals}f}".replace("-", MINUS)
 
 
 def _fixed(value: float, step: float) -> str:

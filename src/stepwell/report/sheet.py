@@ -110,9 +110,14 @@ def caption_height(title: str, note: str, width: float) -> float:
 
 
 def note_lines(note: str, width: float) -> list[str]:
-    """A note wrapped to a sheet of that width."""
+    """The lines of a note on a sheet of that width."""
+    return wrapped(note, width - 2 * MARGIN)
+
+
+def wrapped(text: str, width: float) -> list[str]:
+    """`text` in lines about as wide as `width` points."""
     letter = text_width("an average line of letters") / 26
-    return textwrap.wrap(note, max(20, int((width - 2 * MARGIN) / letter)))
+    return textwrap.wrap(text, max(6, int(width / letter)))
 
 
 @cache

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from stepwell.report.figure import Cell, Column, Estimate, Facts, Preformatted, Table
 from stepwell.report.markup import Markup, element, join
-from stepwell.report.numerals import ABSENT, column_decimals, fixed, number
+from stepwell.report.numerals import ABSENT, fixed, number, shared_decimals
 
 
 def caption(title: str, note: str) -> Markup:
@@ -70,7 +70,9 @@ def _column(column: Column, cells: list[Cell]) -> list[Markup]:
     factor, sign = (100, "%") if column.percent else (1, "")
     values = [factor * _value(cell) for cell in cells]
     whole = all(isinstance(cell, int | str | None) for cell in cells)
-    decimals = 0 if whole else column_decimals(values, 3 if column.percent else 4)
+    decimals = 0 if whole else shared_decimals(values, 3 if column.percent else 4)
+    if decimals is not None and any(0 < abs(value) < 0.5 * 0.1**decimals for value in values):
+        decimals = None  # it would read as zero
 
     def text(value: float) -> str:
         if not math.isfinite(value):

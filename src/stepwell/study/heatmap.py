@@ -5,13 +5,14 @@ Turns recorded arrays into figures; `stepwell.report` draws them.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stepwell.errors import HookError, ShapeError
@@ -19,21 +20,24 @@ from stepwell.generate.record import Recording
 from stepwell.report import Heatmap, HeatmapGrid, Page, write_png
 
 PATTERN = "attention.pattern"
+LEAD_LENGTH = 70
 _SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥"}
+
+Array = Tensor | NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """One heatmap a layer and head; `figure` is the grid, to put on a page of one's own."""
+    """One heatmap for each layer and head; `figure` is their grid, `lead` says what they show."""
 
     figure: HeatmapGrid
-    text: str
+    lead: str
 
     def write_html(self, path: str | Path, *, command: str = "") -> Path:
         """The path of a self-contained page with these maps; its footer names `command`."""
-        page = Page(self.figure.title, lead=f"Where each token of {self.text} looks.", command=command)
-        page.add("Point at a cell for its weight. A click enlarges a map.", self.figure)
-        return page.write(path)
+        page = Page("Attention", lead=self.lead, command=command)
+        hint = "Point at a cell to read it. Click a map to enlarge it."
+        return page.add(hint, self.figure).write(path)
 
     def write_png(self, path: str | Path, *, dark: bool = False) -> Path:
         """The path of a picture with these maps."""
@@ -41,42 +45,125 @@ class AttentionMaps:
 
 
 def heatmap(
-    seen: Mapping[tuple[str, int], Tensor] | Mapping[tuple[str, int], NDArray[np.floating]],
+    seen: Mapping[tuple[str, int], Array],
     tokens: Sequence[str],
     *,
     row: int = 0,
     heads: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
 ) -> AttentionMaps:
-    """Attention of row `row` by layer and head, from patterns [B, H, T, S] at ("attention.pattern", layer).
+    """Attention maps of one row, from patterns [B, H, T, S] under ("attention.pattern", layer).
 
-    `tokens` are that row's, padding left out. `heads` and `positions` say which were recorded, where
-    not all were. Keys that a query cannot see stay blank. Raises HookError where no pattern was
-    recorded, ShapeError where the patterns fit neither each other nor the tokens.
+    `tokens` are those of that row. `heads` and `positions` say which were recorded, where not all
+    were. A key that a query cannot see stays blank. Raises HookError where no pattern was recorded,
+    ShapeError where patterns fit neither each other nor the tokens.
     """
-    patterns = {layer: _array(seen[point, layer]) for point, layer in seen if point == PATTERN}
-    if not patterns:
-        raise HookError(
-            "The recording holds no attention pattern.",
-            fix=f'record(..., points=["{PATTERN}"]).',
-        )
-    values_LHTS = _row(patterns, row, seen.lengths[row] if isinstance(seen, Recording) else None)
-    _, num_heads, num_queries, num_keys = values_LHTS.shape
-    queries = list(range(num_queries)) if positions is None else list(positions)
-    heads = range(num_heads) if heads is None else heads
-    _check(values_LHTS.shape, len(tokens), len(heads), queries)
+    layers = sorted(layer for point, layer in seen if point == PATTERN)
+    if not layers:
+        raise HookError("No attention was recorded.", fix=f'record with points=["{PATTERN}"].')
+    values_LHTS = _stack([seen[PATTERN, layer] for layer in layers], row)
+    if isinstance(seen, Recording):
+        values_LHTS = _without_padding(values_LHTS, seen.lengths[row], positions)
+    heads = range(values_LHTS.shape[1]) if heads is None else heads
+    positions = range(values_LHTS.shape[2]) if positions is None else positions
+    _check(values_LHTS, heads, positions, tokens)
     names = [visible(token) for token in tokens]
-    future = np.arange(num_keys) > np.array(queries)[:, None]
-    # A weight on the future would be a fault of the model, and is shown.
-    blank = np.where(future & (values_LHTS == 0), np.nan, values_LHTS)
     figure = HeatmapGrid(
-        title="Attention",
-        values=blank,
-        row_labels=[f"layer {layer}" for layer in sorted(patterns)],
+        title="Attention by layer and head",
+        note="Queries down, keys across. A key that comes after its query is left blank.",
+        values=_without_future(values_LHTS, positions),
+        row_labels=[f"layer {layer}" for layer in layers],
         column_labels=[f"head {head}" for head in heads],
         x_ticks=names,
-        y_ticks=[names[query] for query in queries],
+        y_ticks=[names[position] for position in positions],
         value_label="attention weight",
         value_range=(0.0, 1.0),
     )
-    return AttentionMaps(figure, _quoted("".join(tokens)))
+    text = textwrap.shorten("".join(tokens), LEAD_LENGTH, placeholder=" …")
+    return AttentionMaps(figure, f"Where each token of “{text}” looks.")
+
+
+def token_probabilities(
+    logits_TV: Array, tokens: Sequence[str], name: Callable[[int], str], *, top: int = 6
+) -> Heatmap:
+    """The `top` likeliest next tokens after each token read, most likely first, with probabilities.
+
+    `name` gives the text of a token id. Raises ShapeError where logits and tokens differ in number.
+    """
+    logits = _array(logits_TV).astype(np.float64)
+    if logits.ndim != 2 or len(logits) != len(tokens):
+        raise ShapeError(
+            f"expected logits [{len(tokens)}, V], a row for each token, got {list(logits.shape)}."
+        )
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities = weights / weights.sum(axis=-1, keepdims=True)
+    best_TK = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+    return Heatmap(
+        title="Likeliest next tokens",
+        values=np.take_along_axis(probabilities, best_TK, axis=-1).T,
+        x_ticks=[visible(token) for token in tokens],
+        y_ticks=[str(rank + 1) for rank in range(best_TK.shape[1])],
+        x_label="after",
+        y_label="rank",
+        value_label="probability",
+        text=[[visible(name(int(token))) for token in ranked] for ranked in best_TK.T],
+        value_range=(0.0, 1.0),
+    )
+
+
+def visible(token: str) -> str:
+    """The token with its spaces, line breaks and unprintable characters made visible."""
+    return "".join(
+        _SIGNS.get(sign) or (sign if sign.isprintable() else f"\\u{ord(sign):04x}")
+        for sign in token
+    )
+
+
+def _stack(patterns_BHTS: Sequence[Array], row: int) -> NDArray[np.float32]:
+    """Row `row` of the patterns of all layers, [L, H, T, S]."""
+    arrays = [_array(pattern) for pattern in patterns_BHTS]
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) > 1 or len(shapes[0]) != 4 or not 0 <= row < shapes[0][0]:
+        found = ", ".join(str(list(shape)) for shape in shapes)
+        raise ShapeError(
+            f"expected patterns [B, H, T, S] of one shape with row {row}, got {found}."
+        )
+    return np.stack([array[row] for array in arrays])
+
+
+def _without_padding(
+    values_LHTS: NDArray[np.float32], length: int, positions: Sequence[int] | None
+) -> NDArray[np.float32]:
+    """The patterns of a row of `length` tokens, which was padded on the right to the longest."""
+    if positions is None and values_LHTS.shape[2] == values_LHTS.shape[3]:
+        values_LHTS = values_LHTS[:, :, :length]
+    return values_LHTS[..., :length]
+
+
+def _without_future(
+    values_LHTS: NDArray[np.float32], positions: Sequence[int]
+) -> NDArray[np.float32]:
+    """NaN where a key comes after its query, unless it has weight: that is a fault to be seen."""
+    future_TS = np.arange(values_LHTS.shape[3]) > np.array(positions)[:, None]
+    return np.where(future_TS & (values_LHTS == 0), np.float32(np.nan), values_LHTS)
+
+
+def _check(
+    values_LHTS: NDArray[np.float32],
+    heads: Sequence[int],
+    positions: Sequence[int],
+    tokens: Sequence[str],
+) -> None:
+    _, num_heads, num_queries, num_keys = values_LHTS.shape
+    expected = (len(heads), len(positions), len(tokens))
+    outside = any(not 0 <= position < num_keys for position in positions)
+    if expected != (num_heads, num_queries, num_keys) or outside:
+        raise ShapeError(
+            f"{num_heads} heads, {num_queries} queries and {num_keys} keys were recorded, but"
+            f" {expected[0]} heads, {expected[1]} positions and {expected[2]} tokens are named.",
+            fix="pass the tokens of the whole row, and heads= and positions= if some were chosen.",
+        )
+
+
+def _array(values: Array) -> NDArray[np.float32]:
+    return torch.as_tensor(values).detach().to("cpu", torch.float32).numpy()

@@ -9,6 +9,7 @@ Owns what is inside, which checkpoint counts, and which go. Knows nothing of the
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -24,10 +25,11 @@ from stepwell.config import Config, read_json, write_json
 from stepwell.errors import CheckpointError, ConfigError
 from stepwell.model.tensor_files import read_safetensors, write_safetensors
 from stepwell.model.transformer import Transformer
-from stepwell.model.weights import GENERATION_CONFIG, save_model
+from stepwell.model.weights import save_model
 from stepwell.tasks.base import Task
 from stepwell.train.sealed import FORMAT_VERSION, discard, disk, refuse_newer, verify
 
+GENERATION_CONFIG: Final = "generation_config.json"
 OPTIMIZER: Final = "optimizer.safetensors"
 STATE: Final = "trainer.json"
 
@@ -98,7 +100,7 @@ def newest(run: Path) -> Path | None:
         try:
             verify(path)
         except CheckpointError as error:
-            logger.warning("%s Passed over: %s", path.name, error.problem)
+            logger.warning("%s passed over: %s", path.name, error.problem)
             continue
         return path
     if found:
@@ -121,8 +123,9 @@ def prune(run: Path, keep: int) -> None:
 
 def write_model(directory: Path, model: Transformer, task: Task) -> None:
     """Saves weights, tokenizer and generation defaults: a Hugging Face model directory."""
-    write_json(directory / GENERATION_CONFIG, {"max_new_tokens": task.max_answer_tokens})
-    save_model(model, directory)  # adds the ids of special tokens
+    defaults = json.dumps({"max_new_tokens": task.max_answer_tokens})
+    (directory / GENERATION_CONFIG).write_text(defaults)
+    save_model(model, directory)  # adds the ids of special tokens, and flushes
     task.tokenizer.save(directory)
 
 

@@ -35,7 +35,7 @@ from stepwell.train.environment import environment, own_sources
 from stepwell.train.log import Meter, MetricsLog, Progress, Window
 from stepwell.train.optim import learning_rate
 from stepwell.train.run_folder import RunFolder
-from stepwell.train.sealed import commit
+from stepwell.train.sealed import commit, disk
 
 if TYPE_CHECKING:
     from stepwell.train.trainer import Trainer
@@ -101,11 +101,10 @@ class Loop:
     def run(self, stop_requested: Callable[[], bool]) -> None:
         """Takes all steps that are left. Interrupted, it saves first where it can."""
         trainer = self.trainer
-        self.folder.begin_session(
-            environment(trainer.device), own_sources(type(trainer), type(trainer.task))
-        )
+        sources = own_sources(type(trainer), type(trainer.task))
         self.progress.start(self.config.steps, self.folder.directory.name)
         try:
+            self.folder.begin_session(environment(trainer.device), sources)
             while self.step < self.config.steps:
                 if stop_requested():
                     raise KeyboardInterrupt
@@ -185,7 +184,8 @@ class Loop:
             return
         lines = [json.dumps(sample, ensure_ascii=False) for sample in self.trainer.samples()]
         path = self.folder.directory / "samples" / f"step-{self.step:08d}.jsonl"
-        write_atomically(path, "\n".join(lines) + "\n")
+        with disk(path):
+            write_atomically(path, "\n".join(lines) + "\n")
 
     def _finished_losses(self) -> list[float]:
         """The losses since the last record. Raises TrainingError by the policy on_nan."""

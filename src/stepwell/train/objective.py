@@ -51,29 +51,25 @@ def label_metrics(model: Transformer, batch: Batch) -> dict[str, tuple[float, fl
     before it.
     """
     seen = labelled(model, batch)
-    right_N = (seen.logits.argmax(1) == seen.labels).double()
-    count = float(len(right_N))
+    right_N = seen.logits.argmax(1) == seen.labels
     loss = F.cross_entropy(seen.logits, seen.labels, reduction="sum")
-    labels_B = torch.bincount(seen.rows, minlength=len(batch.ids))
-    right_B = torch.bincount(seen.rows, right_N, minlength=len(batch.ids))
-    whole = (right_B == labels_B) & (labels_B > 0)
+    rows = _shares(right_N, seen.rows)
+    depths = _shares(right_N, seen.depths)
+    whole = sum(right == count for right, count in rows.values())
     return {
-        "loss": (float(loss), count),
-        "accuracy": (float(right_N.sum()), count),
-        "answer_accuracy": (float(whole.sum()), float((labels_B > 0).sum())),
-        **_by_depth(right_N, seen.depths),
+        "loss": (float(loss), len(right_N)),
+        "accuracy": (int(right_N.sum()), len(right_N)),
+        "answer_accuracy": (whole, len(rows)),
+        **{f"accuracy/depth_{depth}": share for depth, share in depths.items()},
     }
 
 
-def _by_depth(right_N: Tensor, depths_N: Tensor) -> dict[str, tuple[float, float]]:
-    """(right, all) of the labels at each depth that occurs."""
-    counts = torch.bincount(depths_N).tolist()
-    rights = torch.bincount(depths_N, right_N).tolist()
-    return {
-        f"accuracy/depth_{depth}": (rights[depth], float(count))
-        for depth, count in enumerate(counts)
-        if count
-    }
+def _shares(right_N: Tensor, groups_N: Tensor) -> dict[int, tuple[int, int]]:
+    """(right, all) of the labels in each group that occurs, in order of the groups."""
+    counts = torch.bincount(groups_N)
+    rights = torch.bincount(groups_N[right_N], minlength=len(counts))
+    pairs = zip(rights.tolist(), counts.tolist(), strict=True)
+    return {group: (right, count) for group, (right, count) in enumerate(pairs) if count}
 
 
 def predictions(model: Transformer, batch: Batch) -> list[list[int]]:
@@ -85,7 +81,7 @@ def predictions(model: Transformer, batch: Batch) -> list[list[int]]:
 
 def averages(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
     """The mean of each name over batches, each batch weighted by its count."""
-    names = sorted({name for part in parts for name in part})
+    names = dict.fromkeys(name for part in parts for name in part)
     means: dict[str, float] = {}
     for name in names:
         sums, counts = zip(*(part[name] for part in parts if name in part), strict=True)

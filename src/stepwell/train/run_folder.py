@@ -30,18 +30,14 @@ from stepwell.config import (
 )
 from stepwell.errors import CheckpointError, ConfigError, TrainingError
 from stepwell.train.config import FREE_ON_RESUME, TrainerConfig, differences
-from stepwell.train.sealed import (
-    FORMAT_VERSION,
-    MANIFEST,
-    read_manifest,
-    refuse_newer,
-    seal,
-    staging,
-    sync,
-)
+from stepwell.train.sealed import FORMAT_VERSION, commit, disk, read_manifest, refuse_newer
 
 LOCK: Final = ".lock"
-REMNANT: Final = re.compile(r"\.(checkpoint-\d+|weights|run\.yaml|environment\.json)\..+")
+PUBLISHED: Final = re.compile(
+    r"model.*\.safetensors(\.index\.json)?"
+    r"|(config|generation_config|tokenizer|tokenizer_config|manifest)\.json"
+)
+REMNANT: Final = re.compile(r"\.(checkpoint-\d+|run\.yaml|environment\.json)\..+")
 SHOWN: Final = 6  # differences in one message
 
 
@@ -83,8 +79,10 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """While this lasts no other process trains here. Raises TrainingError where one does."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / LOCK).open("w") as file:
+        with disk(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            file = (self.directory / LOCK).open("w")
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -123,8 +121,9 @@ class RunFolder:
         if path.exists():
             self._check(config, read_yaml(path), data)
         else:
-            write_json(self._environment, Description(data=data).plain())
-            write_yaml(path, config.plain())
+            with disk(self.directory):
+                write_json(self._environment, Description(data=data).plain())
+                write_yaml(path, config.plain())
 
     def _check(self, config: TrainerConfig, stored: Mapping[str, Any], data: str) -> None:
         known = self._description().data
@@ -156,9 +155,10 @@ class RunFolder:
         """Notes where this session of the run takes place and keeps its source files, by name."""
         described = self._description()
         sessions = (*described.sessions, dict(environment))
-        write_json(self._environment, described.changed(sessions=sessions).plain())
-        for name, path in sources.items():
-            write_atomically(self.directory / "source" / name, path.read_bytes())
+        with disk(self.directory):
+            write_json(self._environment, described.changed(sessions=sessions).plain())
+            for name, path in sources.items():
+                write_atomically(self.directory / "source" / name, path.read_bytes())
 
     # -- the best weights ------------------------------------------------------------------
 
@@ -174,18 +174,16 @@ class RunFolder:
     ) -> None:
         """Puts the model directory that `fill` writes into this folder, in place of the last one.
 
-        Everything is on the disk before the first old file goes. A kill between the renames leaves
-        no manifest, never one that does not fit.
+        Where it fails the last one stays; a kill between two renames leaves no manifest, never one
+        that does not fit.
         """
-        with staging(self.directory / "weights") as hidden:
-            fill(hidden)
-            seal(hidden, step=step, metrics=dict(metrics))
-            (self.directory / MANIFEST).unlink(missing_ok=True)
-            sync(self.directory)
-            names = sorted(path.name for path in hidden.iterdir() if path.name != MANIFEST)
-            for name in [*names, MANIFEST]:
-                (hidden / name).replace(self.directory / name)
-            sync(self.directory)
+        commit(
+            self.directory,
+            fill,
+            belongs=lambda name: bool(PUBLISHED.fullmatch(name)),
+            step=step,
+            metrics=dict(metrics),
+        )
 
 
 def _arithmetic(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Directories that are there whole or not at all, sealed by a manifest of hashes.
 
-Owns how one is committed by a rename and how it is verified. Knows nothing of what is inside.
+Owns how one is committed and how it is verified. Knows nothing of what is inside.
 """
 
 from __future__ import annotations
@@ -15,36 +15,29 @@ from typing import Any, Final
 
 from stepwell.config import read_json, write_json
 from stepwell.errors import CheckpointError, ConfigError, FormatError, WeightsError
+from stepwell.model.staging import staged
 
 FORMAT_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
 
 
-def commit(directory: Path, fill: Callable[[Path], None]) -> None:
-    """Makes `directory` with what `fill` writes, sealed by a manifest; replaces an older one.
+def commit(
+    directory: Path,
+    fill: Callable[[Path], None],
+    *,
+    belongs: Callable[[str], bool] = lambda name: not name.startswith("."),
+    **values: Any,
+) -> None:
+    """Puts what `fill` writes into `directory`, sealed, in place of the files that `belong` there.
 
-    Raises CheckpointError where the disk refuses; then nothing is left behind.
+    All of it or nothing: see `staged`. Raises CheckpointError where the disk refuses.
     """
-    with staging(directory) as hidden:
-        fill(hidden)
-        seal(hidden)
-        if directory.exists():
-            discard(directory)
-        hidden.rename(directory)
+    with disk(directory):
+        with staged(directory, marker=MANIFEST, belongs=belongs) as hidden:
+            fill(hidden)
+            seal(hidden, **values)
+        sync(directory)
         sync(directory.parent)
-
-
-@contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """A hidden directory beside `target`, gone afterwards unless it was renamed."""
-    hidden = target.with_name(f".{target.name}.new")
-    try:
-        with disk(target):
-            shutil.rmtree(hidden, ignore_errors=True)
-            hidden.mkdir()
-            yield hidden
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
 
 
 @contextmanager
@@ -56,15 +49,16 @@ def disk(target: Path) -> Iterator[None]:
         reason = error.problem if isinstance(error, WeightsError) else f"{error.strerror or error}."
         raise CheckpointError(
             f"{target} could not be written: {reason}",
-            fix="make room on the disk; the same command goes on from the last checkpoint.",
+            fix="make room on the disk or check who may write there; the same command goes on.",
         ) from error
 
 
 def seal(directory: Path, **values: Any) -> None:
-    """Puts every file of `directory` on the disk, then the manifest that names their hashes."""
+    """Writes the manifest that names the hashes of all files, and flushes the directory.
+
+    Whoever wrote the files has flushed them: a second time would cost as much as the first.
+    """
     files = sorted(path for path in directory.iterdir() if path.name != MANIFEST)
-    for path in files:
-        sync(path)
     digests = {path.name: sha256(path) for path in files}
     write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **values, "files": digests})
     sync(directory)
@@ -125,9 +119,9 @@ def discard(directory: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def sync(path: Path) -> None:
-    """Puts a file, or the names in a directory, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def sync(directory: Path) -> None:
+    """Flushes the names in a directory to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,0 +1,185 @@
+"""The commands of `stepwell`, and the way from a command line to an exit code.
+
+Owns the list of commands and what every one of them has in common. A command's module is imported
+when that command is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cyclopts import App, Group
+
+from stepwell.cli.console import Output, make_console
+from stepwell.cli.faults import INTERRUPTED, Fault, fault_of, show
+from stepwell.cli.help_page import HelpPage
+from stepwell.version import __version__
+
+ABOUT: Final = """Train, look inside, generate from and cascade decoder-only transformers.
+
+    stepwell demo
+    stepwell train --task facts --preset facts-large --steps 700 --run-name facts
+    stepwell generate runs/facts "zpqk>" --temperature 0
+    stepwell inspect runs/facts "zpqk>" --out attention.html
+"""
+
+START = Group("Start here", sort_key=1)
+TRAIN = Group("Train", sort_key=2)
+USE = Group("Use a model", sort_key=3)
+SHELL = Group("Settings", sort_key=4)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: where its function is, its line in the list, and the group that it is listed in.
+
+    home: "module:function" in this package. by_tokens: that function makes the command for the
+    words that follow it, or for None with every flag, because the flags depend on them.
+    """
+
+    name: str
+    home: str
+    summary: str
+    group: Group
+    by_tokens: bool = False
+
+
+COMMANDS: Final = (
+    Command("demo", "demo:demo", "From nothing to a trained ladder of models.", START),
+    Command("doctor", "doctor:doctor", "What is wrong here, and the fix.", START),
+    Command("train", "train:train_command", "Train a model on a task.", TRAIN, by_tokens=True),
+    Command("preview", "preview:preview_command", "Examples as a model sees them.", TRAIN, True),
+    Command("generate", "generate:generate", "Answers to a prompt, or to a file of them.", USE),
+    Command("inspect", "inspect:inspect", "Attention and next tokens of a text.", USE),
+    Command("models", "models:models", "Run folders and models, and how good they are.", USE),
+    Command("convert", "convert:convert", "Another number format, or from .pt.", USE),
+)
+CASCADE: Final = (Command("run", "cascade:run", "Answer a prompt by a ladder of models.", USE),)
+COMPLETION: Final = (
+    Command("install", "completion:install", "Install it for your shell.", SHELL),
+    Command("show", "completion:show", "Print the script of a shell.", SHELL),
+)
+FAMILIES: Final = {
+    "cascade": (CASCADE, "Several sizes of a model, each prompt only as deep as it needs.", USE),
+    "completion": (COMPLETION, "Flags and commands completed by the shell.", SHELL),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line (without the program's name) and returns the exit code."""
+    tokens = dashed(sys.argv[1:] if argv is None else argv)
+    return guarded(tokens, lambda: execute(make_app(tokens), tokens))
+
+
+def make_app(tokens: Sequence[str] = (), *, whole: bool = False) -> App:
+    """The app with all its commands; that of `tokens` shows its own help, not its line in the list.
+
+    whole: every command at once with all flags that it may ever have, as completion needs.
+    """
+    app = bare_app("stepwell", help=ABOUT)
+    _add_commands(app, COMMANDS, tokens, whole)
+    for name, (commands, about, group) in FAMILIES.items():
+        family = bare_app(name, help=about, group=group)
+        _add_commands(family, commands, tokens[1:] if tokens[:1] == [name] else (), whole)
+        app.command(family)
+    return app
+
+
+def bare_app(name: str, **options: Any) -> App:
+    """An app without commands, in the manner of this command line."""
+    app = App(
+        name=name,
+        version=__version__,
+        version_flags=("--version",) if name == "stepwell" else (),
+        help_format="plaintext",
+        help_formatter=HelpPage(),
+        group_parameters=Group("Options", sort_key=50),
+        group_arguments=Group("Arguments", sort_key=0),
+        console=make_console(sys.stdout),
+        error_console=make_console(sys.stderr),
+        **options,
+    )
+    for flag in (*app.help_flags, *app.version_flags):
+        app[flag].group = SHELL
+    return app
+
+
+def _add_commands(
+    app: App, commands: Sequence[Command], tokens: Sequence[str], whole: bool
+) -> None:
+    for command in commands:
+        called = whole or tokens[:1] == [command.name]
+        home = f"stepwell.cli.{command.home}"
+        if called and command.by_tokens:
+            made = imported(home)(None if whole else tokens[1:])
+            app.command(made, name=command.name, group=command.group)
+        else:
+            about = None if called else command.summary
+            app.command(home, name=command.name, group=command.group, help=about)
+
+
+def execute(app: App, tokens: Sequence[str]) -> int:
+    """Parses the tokens, runs the command that they name, and returns its exit code."""
+    command, bound, _ = app.parse_args(list(tokens), exit_on_error=False, print_error=False)
+    code = command(*bound.args, **bound.kwargs)
+    return code if isinstance(code, int) else 0
+
+
+def guarded(tokens: Sequence[str], run: Callable[[], int]) -> int:
+    """What `run` returns, or the exit code of what it raises, which is shown on standard error."""
+    options = tokens[: tokens.index("--")] if "--" in tokens else tokens
+    output = Output(json="--json" in options)
+    try:
+        return run()
+    except KeyboardInterrupt:
+        show(Fault("KeyboardInterrupt", "Interrupted.", exit_code=INTERRUPTED), output)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # what reads our output has gone away; keep the interpreter from writing more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        fault = fault_of(error, commands=known_commands(tokens), usage=usage_of(tokens))
+        show(fault, output)
+        return fault.exit_code
+
+
+def known_commands(tokens: Sequence[str]) -> list[str]:
+    """The commands that could stand where the unknown one does."""
+    if tokens and tokens[0] in FAMILIES:
+        return [command.name for command in FAMILIES[tokens[0]][0]]
+    return [*(command.name for command in COMMANDS), *FAMILIES]
+
+
+def usage_of(tokens: Sequence[str]) -> str:
+    """How the command of a command line is called: `stepwell cascade run`."""
+    words = ["stepwell"]
+    for token in tokens[:2]:
+        if token not in known_commands(words[1:]):
+            break
+        words.append(token)
+        if token not in FAMILIES:
+            break
+    return " ".join(words)
+
+
+def dashed(tokens: Sequence[str]) -> list[str]:
+    """The tokens with --num_layers spelled --num-layers; nothing is changed after `--`."""
+    end = tokens.index("--") if "--" in tokens else len(tokens)
+    return [_dashed(token) for token in tokens[:end]] + list(tokens[end:])
+
+
+def _dashed(token: str) -> str:
+    name, equals, value = token.partition("=")
+    return name.replace("_", "-") + equals + value if token.startswith("--") else token
+
+
+def imported(path: str) -> Any:
+    """The object at `package.module:name`."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,91 @@
+"""The ladder of the demonstration: three sizes of a model that learn the same facts by heart.
+
+Facts are drawn with weight 1 / (rank + 8), so that a size remembers as far down the ranks as it can:
+difficulty is the rank, and it is graded exactly. What was not taught cannot be known, so predictor,
+stopping rule and test have facts of their own, neighbouring ranks dealt out in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stepwell.cascade.collect import Collected, collect
+from stepwell.cascade.ladder import LadderConfig
+from stepwell.cascade.paths import FloatArray
+from stepwell.cascade.stage import Stage
+from stepwell.tasks.example import Example
+from stepwell.tasks.facts import Facts
+
+SPLITS = ("predictor", "calibration", "test")
+RANKS = (0, 128, 512, 1024, 2048)
+
+
+def facts_ladder() -> LadderConfig:
+    """The ladder file of the demonstration, its stages in run folders beside the ladder's own."""
+    recipes = {
+        "small": ("facts-small", 700, 1e-2),
+        "middle": ("facts-middle", 700, 1e-2),
+        "large": ("facts-large", 250, 3e-3),
+    }
+    return LadderConfig.parse(
+        {
+            "stages": [
+                {
+                    "name": name,
+                    "model": f"../{preset}",
+                    "train": {
+                        "task": "facts",
+                        "preset": preset,
+                        "steps": steps,
+                        "batch_size": 512,
+                        "optimizer": {"lr": lr, "schedule": "linear", "weight_decay": 0.0},
+                    },
+                }
+                for name, (preset, steps, lr) in recipes.items()
+            ],
+            "sampling": {"temperature": 0.0, "max_new_tokens": 3},
+        }
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class FactsData:
+    """What every stage answered to every fact, by rank."""
+
+    examples: tuple[Example, ...]
+    collected: Collected
+
+    def split(self, name: str) -> Collected:
+        """The facts that only one of predictor, calibration and test may see."""
+        return self.collected.take(self._rows(name))
+
+    def examples_of(self, name: str) -> list[Example]:
+        """The facts themselves, in the order of `split`."""
+        return [self.examples[row] for row in np.flatnonzero(self._rows(name))]
+
+    def by_difficulty(self) -> tuple[list[str], list[int], FloatArray]:
+        """Names of groups of ranks, facts in each, and each stage's share of right answers [R, K]."""
+        spans = list(zip(RANKS, RANKS[1:], strict=False))
+        names = [f"ranks {low + 1:,} to {high:,}" for low, high in spans]
+        right = np.stack([self.collected.good[low:high].mean(axis=0) for low, high in spans])
+        return names, [high - low for low, high in spans], right
+
+    def _rows(self, name: str) -> np.ndarray:
+        turn = np.arange(len(self.examples)) % len(SPLITS)
+        return turn == SPLITS.index(name)
+
+
+def ask_all(task: Facts, stages: Sequence[Stage], config: LadderConfig) -> FactsData:
+    """Every stage's answer to every fact, each weighted with how often it is drawn."""
+    examples = task.all()
+    collected = collect(
+        stages,
+        [example.prompt for example in examples],
+        lambda row, text: task.grade(examples[row], text),
+        weights=[example.weight for example in examples],
+        **config.sampling,
+    )
+    return FactsData(tuple(examples), collected)

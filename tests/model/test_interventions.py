@@ -1,0 +1,248 @@
+"""An intervention changes what it names and nothing else, in every way of running the model.
+
+Tolerances are for float32: 1e-6 where the arithmetic is the same, 1e-5 where a cache or another
+order of sums comes in.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stepwell.model.config import ModelConfig
+from stepwell.model.hooks import Hooks, Intervention, Replace, ZeroHeads
+from stepwell.model.transformer import Transformer
+
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])
+B, T = IDS.shape
+CHOSEN = {0: (1, 3), 1: (0,)}
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
+
+
+@torch.no_grad()
+def run(model: Transformer, *interventions: Intervention) -> Tensor:
+    return model(IDS, hooks=Hooks(interventions))
+
+
+@torch.no_grad()
+def run_cached(model: Transformer, *interventions: Intervention, chunk: int = 1) -> Tensor:
+    """The same logits, `chunk` positions at a time."""
+    cache, hooks, parts = model.new_cache(B), Hooks(interventions), []
+    rows = [cache.allocate() for _ in range(B)]
+    for ids in IDS.split(chunk, dim=1):
+        parts.append(model(ids, view=cache.append(rows, [ids.shape[1]] * B), hooks=hooks))
+    return torch.cat(parts, 1)
+
+
+@torch.no_grad()
+def run_ragged(model: Transformer, *interventions: Intervention) -> Tensor:
+    """The same logits, with the rows out of step: 5 and 2 positions, then 2 and 5."""
+    cache, hooks = model.new_cache(B), Hooks(interventions)
+    rows = [cache.allocate() for _ in range(B)]
+    first = torch.stack((IDS[0, :5], F.pad(IDS[1, :2], (0, 3))))
+    second = torch.stack((F.pad(IDS[0, 5:], (0, 3)), IDS[1, 2:]))
+    a = model(first, view=cache.append(rows, [5, 2]), hooks=hooks)
+    b = model(second, view=cache.append(rows, [2, 5]), hooks=hooks)
+    return torch.stack((torch.cat((a[0], b[0, :2])), torch.cat((a[1, :2], b[1]))))
+
+
+# --- zeroing heads ------------------------------------------------------------------------------
+
+
+def without_columns(model: Transformer, heads: Mapping[int, Sequence[int]]) -> Transformer:
+    """A copy whose output projections ignore some heads."""
+    pruned = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer, chosen in heads.items():
+            weight = pruned.blocks[layer].attention.o_proj.weight
+            by_head = weight.view(weight.shape[0], pruned.config.num_heads, -1)
+            by_head[:, list(chosen)] = 0
+    return pruned
+
+
+def test_zeroing_a_head_is_zeroing_its_columns(hooked: Transformer) -> None:
+    pruned, zero = without_columns(hooked, CHOSEN), ZeroHeads(CHOSEN)
+    close(run(hooked, zero), run(pruned), 1e-6)
+    for chunk in (1, 3):
+        close(run_cached(hooked, zero, chunk=chunk), run_cached(pruned, chunk=chunk), 1e-6)
+    close(run_ragged(hooked, zero), run_ragged(pruned), 1e-6)
+    assert (run(pruned) - run(hooked)).abs().max() > 1e-2
+
+
+def test_zeroing_another_head_is_noticed(llama: Transformer) -> None:
+    with pytest.raises(AssertionError):
+        close(run(llama, ZeroHeads({0: [1]})), run(without_columns(llama, {0: [2]})), 1e-6)
+
+
+def silenced_at(
+    model: Transformer, heads: Mapping[int, Sequence[int]], positions: Sequence[int]
+) -> Transformer:
+    """A copy that drops heads, at some positions of a full pass, from what is projected."""
+
+    def silence(chosen: Sequence[int]) -> Callable[..., tuple[Tensor]]:
+        def hook(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            by_head = inputs[0].clone().unflatten(2, (model.config.num_heads, -1))
+            for head in chosen:
+                by_head[:, positions, head] = 0
+            return (by_head.flatten(2),)
+
+        return hook
+
+    twin = copy.deepcopy(model)
+    for layer, chosen in heads.items():
+        twin.blocks[layer].attention.o_proj.register_forward_pre_hook(silence(chosen))
+    return twin
+
+
+@pytest.mark.parametrize("positions", [(0,), (2, 5), (6,), (40,), ()])
+def test_a_head_is_zeroed_at_the_chosen_positions_only(
+    hooked: Transformer, positions: tuple[int, ...]
+) -> None:
+    zero, here = ZeroHeads(CHOSEN, positions=positions), [at for at in positions if at < T]
+    expected = run(silenced_at(hooked, CHOSEN, here))
+    close(run(hooked, zero), expected, 1e-6)
+    close(run_cached(hooked, zero), expected)
+    close(run_cached(hooked, zero, chunk=3), expected)
+    close(run_ragged(hooked, zero), expected)
+    untouched = slice(0, here[0] if here else T)
+    assert torch.equal(run(hooked, zero)[:, untouched], run(hooked)[:, untouched])
+
+
+def test_a_gradient_flows_around_the_zeroed_heads(hooked: Transformer) -> None:
+    pruned = without_columns(hooked, CHOSEN)
+    hooked(IDS, hooks=Hooks([ZeroHeads(CHOSEN)])).square().mean().backward()
+    pruned(IDS).square().mean().backward()
+    for (name, ours), theirs in zip(hooked.named_parameters(), pruned.parameters(), strict=True):
+        if not name.endswith("o_proj.weight"):
+            close(ours.grad, theirs.grad)
+    gradient = hooked.blocks[0].attention.o_proj.weight.grad
+    by_head = gradient.unflatten(1, (hooked.config.num_heads, -1)).abs().amax((0, 2))
+    assert (by_head > 0).tolist() == [True, False, True, False]
+
+
+def test_gradient_checkpointing_keeps_interventions(hooked: Transformer) -> None:
+    hooks = Hooks(
+        [
+            ZeroHeads(CHOSEN, positions=(1, 4)),
+            Replace(point="mlp.output", layer=1, value=0.5, positions=(2,)),
+            Replace(point="attention.pattern", layer=0, value=0.1, heads=(0,)),
+        ]
+    )
+    gradients = []
+    for hooked.gradient_checkpointing in (False, True):
+        hooked.zero_grad()
+        hooked.train()(IDS, hooks=hooks).square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in hooked.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+# --- replacing ----------------------------------------------------------------------------------
+
+
+def count(width: int) -> tuple[float, ...]:
+    return tuple(float(value) for value in range(width))
+
+
+REPLACEMENTS: Mapping[str, Callable[[ModelConfig], Replace]] = {
+    "stream before": lambda config: Replace(
+        point="residual.before", layer=1, value=count(config.width), positions=(1, 3)
+    ),
+    "pattern": lambda _: Replace(point="attention.pattern", layer=0, value=0.25),
+    "some patterns": lambda _: Replace(
+        point="attention.pattern", layer=1, value=0.25, heads=(0, 2), positions=(1, 3)
+    ),
+    "heads": lambda _: Replace(point="attention.heads", layer=0, value=2.0, positions=(0, 6)),
+    "some heads": lambda config: Replace(
+        point="attention.heads", layer=1, value=count(config.head_dim), heads=(3,), positions=(1, 3)
+    ),
+    "attention": lambda config: Replace(
+        point="attention.output", layer=0, value=count(config.width)
+    ),
+    "mlp": lambda _: Replace(point="mlp.output", layer=1, value=0.0, positions=(2,)),
+    "stream after": lambda config: Replace(
+        point="residual.after", layer=1, value=count(config.width), positions=(2, 40)
+    ),
+    "logits": lambda _: Replace(point="logits", value=-1.5),
+    "some logits": lambda config: Replace(
+        point="logits", value=count(config.vocab_size), positions=(1, 3)
+    ),
+}
+every_replacement = pytest.mark.parametrize("name", REPLACEMENTS)
+
+
+@every_replacement
+def test_replace_puts_its_value_there_and_nowhere_else(
+    hooked: Transformer, name: str, record: Callable[..., Any]
+) -> None:
+    change = REPLACEMENTS[name](hooked.config)
+    key = change.point, change.layer
+    before, after = record(hooked, IDS)[key], record(hooked, IDS, change)[key]
+    expected, value = before.clone(), torch.tensor(change.value)
+    heads = list(range(hooked.config.num_heads) if change.heads is None else change.heads)
+    for position in range(T) if change.positions == "all" else change.positions:
+        if position >= T:
+            continue
+        if change.point == "attention.pattern":  # only where the position may look
+            seen = before[:, heads, position] > 0
+            expected[:, heads, position] = value * seen
+        elif change.point == "attention.heads":
+            expected[:, position, heads] = value
+        else:
+            expected[:, position] = value
+    assert torch.equal(after, expected)
+    assert not torch.equal(after, before)
+
+
+@every_replacement
+def test_replace_is_the_same_in_full_cached_and_ragged_passes(
+    hooked: Transformer, name: str
+) -> None:
+    change = REPLACEMENTS[name](hooked.config)
+    expected = run(hooked, change)
+    close(run_cached(hooked, change), expected)
+    close(run_cached(hooked, change, chunk=3), expected)
+    close(run_ragged(hooked, change), expected)
+
+
+@every_replacement
+def test_replace_changes_nothing_before_its_positions(hooked: Transformer, name: str) -> None:
+    change = REPLACEMENTS[name](hooked.config).changed(positions=(4,))
+    late, plain = run(hooked, change), run(hooked)
+    close(late[:, :4], plain[:, :4])
+    assert not torch.allclose(late[:, 4], plain[:, 4], atol=1e-3)
+
+
+def test_a_pattern_that_ignores_the_mask_is_noticed(
+    llama: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = Replace(point="attention.pattern", layer=0, value=0.25)
+    close(run_cached(llama, change), run(llama, change))
+    at = Hooks.at
+    monkeypatch.setattr(Hooks, "at", lambda self, *where, allowed=None: at(self, *where))
+    with pytest.raises(AssertionError):
+        close(run_cached(llama, change), run(llama, change))
+
+
+def test_what_follows_a_replaced_stream_is_that_of_the_new_value(llama: Transformer) -> None:
+    vector = torch.linspace(-1, 1, llama.config.width)
+    change = Replace(point="residual.after", layer=1, value=tuple(vector.tolist()))
+    with torch.no_grad():
+        expected = llama.final_norm(vector) @ llama.embed.weight.T
+    close(run(llama, change), expected.expand(B, T, -1))
+
+
+def test_interventions_apply_in_order_and_recorders_see_the_result(
+    llama: Transformer, record: Callable[..., Any]
+) -> None:
+    put, zero = Replace(point="attention.heads", layer=0, value=2.0), ZeroHeads({0: [1]})
+    assert not record(llama, IDS, put, zero)["attention.heads", 0][:, :, 1].any()
+    assert record(llama, IDS, zero, put)["attention.heads", 0].eq(2.0).all()
