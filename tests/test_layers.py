@@ -16,7 +16,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 ORDER = (
     {"errors"},
-    {"config", "device", "report"},
+    {"config"},
+    {"device", "report"},
     {"native"},
     {"text", "model"},
     {"tasks"},

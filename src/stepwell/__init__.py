@@ -58,7 +58,7 @@ _HOMES = {
 }
 _MODULES = {"stopping": "stepwell.cascade.stopping", "tasks": "stepwell.tasks"}
 
-__all__ = ["StepwellError", "__version__", *sorted({**_HOMES, **_MODULES})]  # noqa: PLE0604
+__all__ = ["StepwellError", "__version__", *sorted({**_HOMES, **_MODULES})]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,9 @@ from stepwell.errors import ConfigError, suggest
 class Config(pydantic.BaseModel):
     """A frozen set of named values. Unknown keys and values of a wrong kind are a `ConfigError`."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
 
     def __init__(self, /, **values: Any) -> None:
         try:
@@ -51,7 +53,8 @@ class Config(pydantic.BaseModel):
 
     def changed(self, **values: Any) -> Self:
         """A copy with some fields replaced, validated like a new one."""
-        return type(self)(**{**dict(self), **values})
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**{**fields, **values})
 
     def plain(self) -> dict[str, Any]:
         """The values as plain Python that JSON and YAML can hold."""

@@ -102,14 +102,15 @@ def test_the_regression_solver_agrees_out_of_sample() -> None:
 
 
 def test_cross_fitting_promises_less_than_tables_that_saw_the_prompt() -> None:
-    """The least of several noisy estimates is too good; how much so is known only out of sample."""
+    """The least of several noisy estimates is too good: out of sample it costs more than said."""
     test, excess = population(8_000, 31), {True: 0.0, False: 0.0}
     for cross_fit, seed in itertools.product(excess, range(8)):
         fitted = population(100, seed)
         policy = fit(fitted, COSTS, price=8.0, shrink=False, cross_fit=cross_fit)
         promised = policy.price - policy.decide(0, fitted.beliefs[0, 0]).advantage
         excess[cross_fit] += _true_value(test, policy.run(test), 8.0) - promised
-    assert excess[True] < 0.9 * excess[False]
+    assert excess[True] < excess[False] - 0.3
+    assert excess[False] > 0.2
 
 
 def test_shrinkage_helps_from_few_prompts() -> None:

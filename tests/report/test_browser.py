@@ -9,6 +9,7 @@ import pytest
 
 from stepwell.report import Chart, Heatmap, HeatmapGrid, Page, Series, Table
 from stepwell.report.palette import DARK, LIGHT, rgb
+from stepwell.report.scale import chart_axes
 
 HOSTILE = "</script><img src=x onerror='window.owned = 1'><script>window.owned = 1</script>"
 
@@ -96,7 +97,10 @@ def test_chart_shows_the_values_under_the_pointer(browser, tmp_path):
     browser.point(".area", 0.5, 0.2)
     expected = "step 500 training 2 validation 3 2.9 to 3.1"
     assert browser.text("#tip").split() == expected.split()
-    assert browser.run("document.querySelectorAll('.area .dot').length") == 2
+    places = "[...document.querySelectorAll('.area, .area .dot')]"
+    box, *dots = browser.run(f"{places}.map(one => one.getBoundingClientRect().toJSON())")
+    heights = [(box["bottom"] - dot["y"] - dot["height"] / 2) / box["height"] for dot in dots]
+    assert heights == pytest.approx(chart_axes(loss_chart())[1].place([2.0, 3.0]), abs=0.005)
 
 
 def test_chart_is_read_with_the_keyboard(browser, tmp_path):

@@ -30,6 +30,7 @@ def test_linear_axis_holds_its_values_and_ticks_in_order(y):
     assert at[0] >= -1e-9
     assert at[-1] <= 1 + 1e-9
     assert 2 <= len(axis.ticks) <= 12
+    assert (axis.low, axis.high) == pytest.approx((axis.ticks[0], axis.ticks[-1]))
 
 
 @given(POSITIVE)

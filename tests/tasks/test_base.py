@@ -9,7 +9,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -35,6 +35,19 @@ class DoublingByBpe(Doubling):
     def tokenizer(self) -> Tokenizer:  # type: ignore[override]
         texts = ["77 doubled: 154", "doubled: 1", "doubled: 2"]
         return Tokenizer.train_bpe(texts, 300, roles={"eos": "<end>"})
+
+
+ROLES = {"eos": "<end>"}
+
+
+class Endless(Doubling):
+    """An answer without an end, although the tokenizer, which comes from elsewhere, has one."""
+
+    ends: ClassVar[bool] = False
+
+    @property
+    def tokenizer(self) -> Tokenizer:  # type: ignore[override]
+        return Tokenizer.byte(roles=ROLES)
 
 
 class Vowels(Task):
@@ -68,6 +81,12 @@ def test_an_answer_is_trained_with_its_end_and_nothing_else_is() -> None:
     eos = task.tokenizer.eos_id
     assert encoded.labels == [IGNORE, *task.tokenizer.encode("14"), eos]
     assert encoded.depths == [0, 3, 3, 3]
+
+
+def test_an_answer_has_no_end_where_the_task_says_so() -> None:
+    encoded = Endless().encode(Example.completion("7:", "14"))
+    assert Endless().tokenizer.eos_id == 256
+    assert encoded.labels == [IGNORE, *b"14", IGNORE]
 
 
 def test_no_token_crosses_the_border_of_prompt_and_answer() -> None:
@@ -275,6 +294,16 @@ def test_configuration_seed_and_tokenizer_change_the_fingerprint() -> None:
     ]
     assert len({task.fingerprint for task in tasks}) == len(tasks)
     assert VariableRenaming(renames=150).fingerprint == tasks[0].fingerprint
+
+
+def test_what_lies_outside_of_the_class_changes_the_fingerprint_by_tokenizer_or_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = Endless().fingerprint
+    monkeypatch.setitem(ROLES, "eos", "<stop>")
+    second = Endless().fingerprint
+    monkeypatch.setattr(Endless, "version", 2)
+    assert len({first, second, Endless().fingerprint}) == 3
 
 
 def test_a_hash_sign_in_a_string_is_no_comment() -> None:

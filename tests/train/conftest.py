@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Callable[..., TrainerConfig]:
-    """Makes configurations of runs that take a fraction of a second."""
+@pytest.fixture(scope="session")
+def small_in() -> Callable[..., TrainerConfig]:
+    """Makes configurations of runs that take a fraction of a second, in a folder for runs."""
 
-    def make(**fields: Any) -> TrainerConfig:
+    def make(runs: Path, **fields: Any) -> TrainerConfig:
         values: dict[str, Any] = {
             "model": MODEL,
             "task": Facts(facts=16),
@@ -42,13 +43,19 @@ def small(tmp_path: Path) -> Callable[..., TrainerConfig]:
             "save_every": 4,
             "log_every": 3,
             "run_name": "run",
-            "runs": tmp_path,
+            "runs": runs,
             "threads": 1,
             "device": "cpu",
         }
         return TrainerConfig(**{**values, **fields})
 
     return make
+
+
+@pytest.fixture
+def small(small_in: Callable[..., TrainerConfig], tmp_path: Path) -> Callable[..., TrainerConfig]:
+    """Makes such configurations in a folder of the test's own."""
+    return partial(small_in, tmp_path)
 
 
 class Disk:
@@ -123,7 +130,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     real_open = io.open
 
     def open_counted(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        if "r" in mode:
+        if "r" in mode and "+" not in mode:
             return real_open(file, mode, *arguments, **options)
         made.count("open")
         return CountedFile(real_open(file, mode, *arguments, **options), made)

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,9 +63,10 @@ def outcome(directory: Path) -> dict[str, object]:
     return {"records": records, **{name: sha256(directory / name) for name in files}}
 
 
-@pytest.fixture
-def undisturbed(small):
-    config = small(run_name="undisturbed", gradient_accumulation=2, keep_checkpoints=5)
+@pytest.fixture(scope="module")
+def undisturbed(small_in, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("undisturbed")
+    config = small_in(runs, gradient_accumulation=2, keep_checkpoints=5)
     return outcome(Noisy(config).train().directory)
 
 
@@ -100,6 +102,22 @@ def test_a_resume_that_forgets_the_losses_since_the_last_record_is_seen(
     killed_at(config, 21)
     monkeypatch.setattr(checkpoint.TrainerState, "window", lambda self: [])
     assert outcome(Noisy(config).train().directory) != undisturbed
+
+
+@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_a_file_operation_is_undisturbed(config, undisturbed, every, disk, tmp_path):
+    """The run's folder, copied before an operation, is what a kill there leaves behind."""
+    copies = tmp_path / "copies"
+
+    def copy(number: int) -> None:
+        if number % every == 0 and config.directory.exists():
+            shutil.copytree(config.directory, copies / str(number) / "run")
+
+    with disk.watched(copy):
+        Noisy(config).train()
+    assert len(disk.operations) > 300
+    for runs in copies.iterdir():
+        assert outcome(Noisy(config.changed(runs=runs)).train().directory) == undisturbed
 
 
 SCRIPT = """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def collect(
     *,
     weights: Sequence[float] | None = None,
     on_stage: Callable[[str], None] | None = None,
-    **sampling: object,
+    **sampling: Any,
 ) -> Collected:
     """All stages' answers to all prompts, graded by `is_right(prompt index, answer text)`."""
     answers: list[tuple[Completion, ...]] = []
@@ -52,7 +53,9 @@ def collect(
         if on_stage is not None:
             on_stage(stage.name)
         completions = tuple(stage.answer(prompts, **sampling))
-        features.append(batch_features([done.logprobs for done in completions], _agrees(answers, completions)))
+        features.append(
+            batch_features([done.logprobs for done in completions], _agrees(answers, completions))
+        )
         good.append([float(is_right(row, done.text)) for row, done in enumerate(completions)])
         answers.append(completions)
     return Collected(

@@ -43,7 +43,7 @@ class Costs:
     VERSION = 1
 
     def seconds(self, batch: int) -> FloatArray:
-        """Seconds an answer at a batch size, [K]. Raises CascadeError where that was not measured."""
+        """Seconds an answer at a batch size, [K]. Raises CascadeError where none was measured."""
         try:
             return np.array([stage.seconds[str(batch)] for stage in self.stages])
         except KeyError:
@@ -75,7 +75,7 @@ def measure_costs(
     sampling: Mapping[str, Any] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Costs:
-    """The median cost of an answer to these prompts, stages taking turns so that drift hits all alike.
+    """The median cost of an answer to these prompts; stages take turns, so that all drift alike.
 
     Raises CascadeError where there are fewer prompts than the largest batch.
     """

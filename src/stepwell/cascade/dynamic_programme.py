@@ -90,8 +90,9 @@ def solve(
 ) -> tuple[Table, ...]:
     """One table for each state, in the order of the states' bits; costs are [N, K, K].
 
-    What is backed up is the estimated value of the action chosen, unpenalised, at the state that
-    the prompt's own path came to; with folds, by tables in which the prompt had no part.
+    What is backed up is what the action chosen came to on the prompt's own path, unpenalised; with
+    folds, chosen by tables in which the prompt had no part, so that the least of several noisy
+    estimates is not taken at its word.
     """
     shortest = detours(costs)
     rows = np.arange(len(paths))
@@ -109,8 +110,7 @@ def solve(
             outlook, targets - outlook.plans, paths.weights, options
         )
         going, action, _ = choose(outlook, residual, deviation, kappa)
-        onward_value = (outlook.plans + residual)[rows, action]
-        values[state] = np.where(going, onward_value, outlook.stop_loss)
+        values[state] = np.where(going, targets[rows, action], outlook.stop_loss)
     return tuple(tables[state] for state in range(len(tables)))
 
 

@@ -1,7 +1,7 @@
 """What is fitted for a ladder: predictor, calibration paths, costs, and the lambda to serve at.
 
-The calibration paths are kept, not a policy, so that a request can name a lambda of its own: solving
-takes milliseconds.
+The calibration paths are kept, not a policy, so that a request can name a lambda of its own:
+solving takes milliseconds.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Fitted:
     def fit(
         cls,
         config: LadderConfig,
+        stages: Sequence[Stage],
         predictor_data: Collected,
         calibration_data: Collected,
         costs: Costs,
@@ -124,4 +125,5 @@ class Fitted:
 def unit_costs(costs: Costs, config: LadderConfig) -> FloatArray:
     """Costs [K] in units of the largest stage's, by the measure that the ladder file names."""
     measured = costs.flops() if config.costs == "flops" else costs.seconds(config.serving.max_rows)
-    return measured / measured[-1]
+    relative: FloatArray = measured / measured[-1]
+    return relative

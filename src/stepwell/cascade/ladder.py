@@ -1,7 +1,7 @@
 """The ladder file: which stages there are, how to make them, and how to decide between them.
 
-Owns the schema of ladder.yaml and where its parts lie on disk. What was fitted is kept beside it, in
-a folder named after it: `ladder.yaml` and `ladder.fitted/`.
+Owns the schema of ladder.yaml and where its parts lie on disk. What was fitted is kept beside it,
+in a folder named after it: `ladder.yaml` and `ladder.fitted/`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class LadderConfig(Config):
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The ladder that a file describes. Raises ConfigError that names the file and the field."""
+        """The ladder that a file describes. Raises ConfigError that names file and field."""
         return cls.parse(read_yaml(path), where=str(path))
 
     def write(self, path: str | Path) -> None:

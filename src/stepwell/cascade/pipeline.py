@@ -1,9 +1,9 @@
 """The cascade at work: each prompt goes through as many stages as the rule says, and no more.
 
-    prompt -> stage 1 -> beliefs -> stop, or on to a later stage -> ... -> the answer believed in most
+    prompt -> stage 1 -> beliefs -> stop, or a later stage -> ... -> the answer believed in most
 
-A batch is run stage by stage: all prompts that need a stage are answered together, then each decides
-for itself. Every stage answers the prompt anew, in its own lane of noise.
+A batch is run stage by stage: all prompts that need a stage are answered together, then each
+decides for itself. Every stage answers the prompt anew, in its own lane of noise.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ SelectedOn = Literal["none", "prompt", "answer"]
 class Visit:
     """One stage's part in an answer.
 
-    cost is incremental, in units of the mean full answer of the largest stage. p_good is the belief,
-    right after this stage, in the best answer at hand; advantage what going on was then believed to
-    save, in the same unit as the cost, failures priced in.
+    cost is incremental, in units of the mean full answer of the largest stage. p_good is the
+    belief, right after this stage, in the best answer at hand; advantage what going on was then
+    believed to save, in the same unit as the cost, failures priced in.
     """
 
     stage: str
@@ -76,8 +76,8 @@ class _Journey:
 class Cascade:
     """A ladder of stages with a fitted stopping rule.
 
-    `lam` is the price of a failure relative to the ladder's own rate of exchange: 1 balances the two
-    extremes, less is faster, more is better.
+    `lam` is the price of a failure relative to the ladder's own rate of exchange: 1 balances the
+    two extremes, less is faster, more is better.
     """
 
     def __init__(self, config: LadderConfig, stages: Sequence[Stage], fitted: Fitted) -> None:
@@ -129,7 +129,8 @@ class Cascade:
             rows = np.sort(going.pop(number, np.empty(0, dtype=np.int64)))
             if not len(rows):
                 continue
-            completions = stage.answer([prompts[row] for row in rows], progress=progress, **asked)
+            told = None if progress is None else _Told(progress, answers)
+            completions = stage.answer([prompts[row] for row in rows], progress=told, **asked)
             self._arrive(number, rows, completions, journeys, features)
             for row in self._decide(policy, number, rows, journeys, features, going):
                 answers[row] = self._answer(journeys[row])
@@ -220,3 +221,14 @@ class Cascade:
             trace=tuple(journey.visits),
             completion=completion,
         )
+
+
+class _Told:
+    """Passes a stage's progress on; a prompt is finished when the cascade has answered it."""
+
+    def __init__(self, progress: Progress, answers: Sequence[Answer | None]) -> None:
+        self._progress, self._answers = progress, answers
+
+    def update(self, finished: int, tokens: int) -> None:  # noqa: ARG002 (the stage's own count)
+        answered = sum(answer is not None for answer in self._answers)
+        self._progress.update(answered, tokens)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cyclopts import App, Group
+from cyclopts import App, ArgumentCollection, Group
 
 from stepwell.cli.console import Output, make_console
 from stepwell.cli.faults import INTERRUPTED, Fault, fault_of, show
@@ -90,15 +90,26 @@ def make_app(tokens: Sequence[str] = (), *, whole: bool = False) -> App:
     return app
 
 
+class CommandApp(App):
+    """An app that looks at its function's signature once; cyclopts asks thrice for one --help."""
+
+    def assemble_argument_collection(self, **_options: Any) -> ArgumentCollection:
+        """The command's arguments, with the help that its docstring has for them."""
+        known: dict[str, ArgumentCollection] = vars(self)
+        if "arguments" not in known:
+            known["arguments"] = super().assemble_argument_collection(parse_docstring=True)
+        return known["arguments"]
+
+
 def bare_app(name: str, **options: Any) -> App:
     """An app without commands, in the manner of this command line."""
-    app = App(
+    app = CommandApp(
         name=name,
         version=__version__,
         version_flags=("--version",) if name == "stepwell" else (),
         help_format="plaintext",
         help_formatter=HelpPage(),
-        group_parameters=Group("Options", sort_key=50),
+        group_parameters=Group("Options", sort_key=1),
         group_arguments=Group("Arguments", sort_key=0),
         console=make_console(sys.stdout),
         error_console=make_console(sys.stderr),
@@ -113,14 +124,14 @@ def _add_commands(
     app: App, commands: Sequence[Command], tokens: Sequence[str], whole: bool
 ) -> None:
     for command in commands:
-        called = whole or tokens[:1] == [command.name]
         home = f"stepwell.cli.{command.home}"
-        if called and command.by_tokens:
-            made = imported(home)(None if whole else tokens[1:])
-            app.command(made, name=command.name, group=command.group)
-        else:
-            about = None if called else command.summary
-            app.command(home, name=command.name, group=command.group, help=about)
+        if not whole and tokens[:1] != [command.name]:
+            app.command(home, name=command.name, group=command.group, help=command.summary)
+            continue
+        function = imported(home)
+        if command.by_tokens:
+            function = function(None if whole else tokens[1:])
+        app.command(bare_app(command.name, group=command.group, default_command=function))
 
 
 def execute(app: App, tokens: Sequence[str]) -> int:

@@ -38,7 +38,7 @@ def training_flags(kinds: Sequence[type[Task]]) -> list[Flag]:
         *task_flags(kinds),
         *model_flags(TrainerConfig, TRAINING, without=nested, names=ALIASES),
         *model_flags(OptimizerConfig, OPTIMIZER, at=("optimizer",)),
-        *model_flags(ModelConfig, MODEL, at=("model",), without=BY_THE_TASK),
+        *model_flags(ModelConfig, MODEL, at=("model",), without=BY_THE_TASK, show_defaults=False),
     ]
 
 
@@ -102,8 +102,9 @@ def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     values = dict(base)
     for key, change in changes.items():
         inner = values.get(key)
-        both = isinstance(inner, Mapping) and isinstance(change, Mapping)
-        values[key] = overlaid(inner, change) if both else change
+        if isinstance(inner, Mapping) and isinstance(change, Mapping):
+            change = overlaid(inner, change)
+        values[key] = change
     return values
 
 

@@ -156,13 +156,15 @@ class Demo:
         self.output.note(WHY_COSTS_DIFFER, style="dim")
         self.heading("The price of a failure moves depth and accuracy")
         self.output.note(terminal_table(lambda_table(comparison, BATCH)))
-        return DemoResult(runs, data, comparison, live, self.attention(cascade, tests[0].text))
+        largest = list(runs.values())[-1].directory
+        return DemoResult(runs, data, comparison, live, self.attention(largest, tests[0].text))
 
-    def attention(self, cascade: Cascade, text: str) -> HeatmapGrid:
+    def attention(self, largest: Path, text: str) -> HeatmapGrid:
         """What the largest stage looks at in one text."""
+        from stepwell.generate.text import TextGenerator
         from stepwell.study.heatmap import heatmap
 
-        generator = cascade.stages[-1].generator
+        generator = TextGenerator.load(largest)
         return heatmap(generator.record(text), tokens=generator.tokens(text)).figure
 
     def stream(self, cascade: Cascade, data: FactsData) -> None:
@@ -174,7 +176,9 @@ class Demo:
             right = answer.text == example.answer
             line = Text(f"  {example.prompt}", style="dim")
             line.append(answer.text, style="bold")
-            line.append("  right" if right else f"  wrong, {example.answer}", "green" if right else "red")
+            line.append(
+                "  right" if right else f"  wrong, {example.answer}", "green" if right else "red"
+            )
             path = " > ".join(visit.stage for visit in answer.trace)
             line.append(f"   {path}   believed {answer.p_good:.0%}", style="dim")
             self.output.note(line)

@@ -47,6 +47,7 @@ def model_flags(
     at: tuple[str, ...] = (),
     names: Mapping[str, tuple[str, ...]] | None = None,
     without: Collection[str] = (),
+    show_defaults: bool = True,
 ) -> list[Flag]:
     """A flag for each field of the model but those in `without`; None means that it was not given.
 
@@ -54,7 +55,13 @@ def model_flags(
     field, such as {"n": ("-n", "--n")}; a flag's parameter is named after the last of them.
     """
     return [
-        _flag(name, field, group, at, (names or {}).get(name, (_spelled(name),)))
+        _flag(
+            field,
+            (*at, name),
+            group,
+            (names or {}).get(name, (_spelled(name),)),
+            _shown_default(field) if show_defaults else False,
+        )
         for name, field in model.model_fields.items()
         if name not in without
     ]
@@ -91,7 +98,11 @@ def given_values(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, A
 
 
 def _flag(
-    name: str, field: FieldInfo, group: Group, at: tuple[str, ...], spelled: tuple[str, ...]
+    field: FieldInfo,
+    path: tuple[str, ...],
+    group: Group,
+    spelled: tuple[str, ...],
+    default: str | bool,
 ) -> Flag:
     kind = simple_type(field.annotation)
     known = str if kind is None else kind
@@ -100,7 +111,7 @@ def _flag(
         help=field.description or "",
         group=group,
         metavar=METAVARS.get(known) if kind else "YAML",
-        show_default=_shown_default(field),
+        show_default=default,
         negative=None if kind is bool else (),
     )
     return Flag(
@@ -110,7 +121,7 @@ def _flag(
             default=None,
             annotation=Annotated[known | None, parameter],
         ),
-        (*at, name),
+        path,
         takes_yaml=kind is None,
     )
 

@@ -74,7 +74,7 @@ def _row(name: str, entry: HelpEntry, column: int, width: int) -> Text:
         words.append(f"One of {', '.join(entry.choices)}.")
     if entry.required:
         words.append("[required]")
-    elif entry.default not in (None, "", "False"):
+    elif entry.default not in (None, "", "False", "()"):
         words.append(f"[{entry.default}]")
     body = " ".join(word for word in words if word)
     lines = textwrap.wrap(body, max(20, width - column), break_on_hyphens=False) or [""]

@@ -16,7 +16,9 @@ def terminal_table(table: Table) -> TerminalTable:
     for index, column in enumerate(columns):
         numeric = any(not isinstance(row[index], str) for row in table.rows)
         shown.add_column(column.name, justify="right" if numeric else "left")
-    best = [_best(column, [row[index] for row in table.rows]) for index, column in enumerate(columns)]
+    best = [
+        _best(column, [row[index] for row in table.rows]) for index, column in enumerate(columns)
+    ]
     for row in table.rows:
         cells = []
         for column, cell, top in zip(columns, row, best, strict=True):

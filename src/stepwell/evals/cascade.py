@@ -1,7 +1,7 @@
-"""A cascade held against everything simpler: what it costs, how often it is right, and how sure that is.
+"""A cascade held against everything simpler: what it costs, how often it is right, how surely.
 
-All rules are replayed on the same test prompts, on which every stage was run once. A rule that has a
-setting gets it from the calibration prompts, by the criterion that the cascade's own lambda was
+All rules are replayed on the same test prompts, on which every stage was run once. A rule that has
+a setting gets it from the calibration prompts, by the criterion that the cascade's own lambda was
 chosen by: the cheapest one that keeps the largest stage's quality within a point.
 """
 
@@ -52,7 +52,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Row:
-    """A rule in means: quality, and costs relative to always the largest stage in three measures."""
+    """A rule in means: quality, and three costs relative to always the largest stage."""
 
     name: str
     quality: float
@@ -66,10 +66,10 @@ class Row:
 class Comparison:
     """The cascade and everything it was held against.
 
-    rows: each rule at its setting, the oracle (the floor) last. lambdas: the cascade at prices that a
-    request may name. curves: cost against quality of each rule with a setting. standings: where they
-    lie between random mixing and the oracle. differences: cascade minus the rule named, paired over
-    prompts.
+    rows: each rule at its setting, the oracle (the floor) last. lambdas: the cascade at prices that
+    a request may name. curves: cost against quality of each rule with a setting. standings: where
+    they lie between random mixing and the oracle. differences: cascade minus the rule named, paired
+    over prompts.
     """
 
     rows: tuple[Row, ...]
@@ -220,4 +220,5 @@ def _confidence(data: Collected) -> FloatArray:
 
 
 def _relative(costs: FloatArray) -> FloatArray:
-    return costs / costs[-1]
+    relative: FloatArray = costs / costs[-1]
+    return relative

@@ -47,7 +47,7 @@ def differences_table(comparison: Comparison) -> Table:
 
 
 def standings_table(comparison: Comparison) -> Table:
-    """How much of the gap between random mixing and the oracle each rule closes over all settings."""
+    """How much of the gap between random mixing and the oracle each rule closes."""
     return Table(
         ("rule", "gap closed", "cost within a point of the largest"),
         [
@@ -58,7 +58,7 @@ def standings_table(comparison: Comparison) -> Table:
 
 
 def frontier_chart(comparison: Comparison, batch: int) -> Chart:
-    """Cost against quality: what each rule reaches over its settings, and where the ladder works."""
+    """What each rule reaches over its settings, and where the ladder works."""
     series = [_hull_series(curve, comparison.weights) for curve in comparison.curves[:-1]]
     own, floor = comparison.row(LADDER), comparison.row(ORACLE)
     series.append(_point("ladder, chosen lambda", own))

@@ -1,7 +1,7 @@
 """The ladder of the demonstration: three sizes of a model that learn the same facts by heart.
 
-Facts are drawn with weight 1 / (rank + 8), so that a size remembers as far down the ranks as it can:
-difficulty is the rank, and it is graded exactly. What was not taught cannot be known, so predictor,
+Facts are drawn with weight 1 / (rank + 8), so that a size remembers as far down the ranks as it
+can: difficulty is the rank, graded exactly. What was not taught cannot be known, so predictor,
 stopping rule and test have facts of their own, neighbouring ranks dealt out in turn.
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from stepwell.cascade.collect import Collected, collect
 from stepwell.cascade.ladder import LadderConfig
-from stepwell.cascade.paths import FloatArray
+from stepwell.cascade.paths import BoolArray, FloatArray
 from stepwell.cascade.stage import Stage
 from stepwell.tasks.example import Example
 from stepwell.tasks.facts import Facts
@@ -67,15 +68,16 @@ class FactsData:
         return [self.examples[row] for row in np.flatnonzero(self._rows(name))]
 
     def by_difficulty(self) -> tuple[list[str], list[int], FloatArray]:
-        """Names of groups of ranks, facts in each, and each stage's share of right answers [R, K]."""
-        spans = list(zip(RANKS, RANKS[1:], strict=False))
+        """Groups of ranks by name, facts in each, each stage's share of right answers [R, K]."""
+        spans = list(pairwise(RANKS))
         names = [f"ranks {low + 1:,} to {high:,}" for low, high in spans]
         right = np.stack([self.collected.good[low:high].mean(axis=0) for low, high in spans])
         return names, [high - low for low, high in spans], right
 
-    def _rows(self, name: str) -> np.ndarray:
-        turn = np.arange(len(self.examples)) % len(SPLITS)
-        return turn == SPLITS.index(name)
+    def _rows(self, name: str) -> BoolArray:
+        turns = np.arange(len(self.examples)) % len(SPLITS)
+        rows: BoolArray = turns == SPLITS.index(name)
+        return rows
 
 
 def ask_all(task: Facts, stages: Sequence[Stage], config: LadderConfig) -> FactsData:

@@ -20,6 +20,7 @@ from stepwell.evals.cascade_figures import (
 from stepwell.evals.facts_ladder import FactsData
 from stepwell.evals.live import LiveRun
 from stepwell.report import Chart, Facts, HeatmapGrid, Page, Series, Table, write_png
+from stepwell.report.figure import Picture
 from stepwell.train.log import read_records
 from stepwell.train.run_folder import Run
 
@@ -57,15 +58,18 @@ def write_report(result: DemoResult, directory: Path, command: str) -> Path:
     losses = loss_chart(result.runs)
     frontier = frontier_chart(result.comparison, BATCH)
     difficulty = difficulty_chart(names, groups, right)
-    for name, picture in {
+    pictures: dict[str, Picture] = {
         "loss": losses,
         "difficulty": difficulty,
         "frontier": frontier,
         "attention": result.attention,
-    }.items():
+    }
+    for name, picture in pictures.items():
         write_png(picture, directory / f"{name}.png")
     write_json(directory / "results.json", plain(result))
-    page = Page("A ladder that goes only as deep as it needs", lead=summary(result), command=command)
+    page = Page(
+        "A ladder that goes only as deep as it needs", lead=summary(result), command=command
+    )
     page.add(headline(result))
     page.section("Cost against quality").add(
         frontier,
@@ -107,8 +111,9 @@ def headline(result: DemoResult) -> Facts:
 def summary(result: DemoResult) -> str:
     """The headline in a sentence."""
     top = result.comparison.row(f"always {result.largest}")
+    seconds = result.live.relative(LADDER, result.largest)
     return (
-        f"Going only as deep as each prompt needs took {result.live.relative(LADDER, result.largest):.2f}"
+        f"Going only as deep as each prompt needs took {seconds:.2f}"
         f" of the seconds of always asking the largest stage (batch {BATCH}, measured live) and"
         f" {result.comparison.row(LADDER).flops:.2f} of its FLOPs, and was right"
         f" {result.live_quality:.1%} of the time against {top.quality:.1%}."

@@ -14,7 +14,7 @@ REPETITIONS = 5
 
 @dataclass(frozen=True)
 class LiveRun:
-    """What the cascade answered, and seconds by rule: the ladder and each stage for every prompt."""
+    """What the cascade answered, and the seconds of the ladder and of always one stage."""
 
     answers: tuple[Answer, ...]
     seconds: dict[str, float]
@@ -30,7 +30,7 @@ def run_live(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> LiveRun:
-    """The cascade's answers, with median times of it and of always asking one stage, taking turns."""
+    """The cascade's answers, with median times of it and of always one stage, taking turns."""
     seconds: dict[str, list[float]] = {}
     answers: list[Answer] = []
     for _ in range(REPETITIONS):

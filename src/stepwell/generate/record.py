@@ -42,7 +42,9 @@ class Recording(Mapping[tuple[str, int], Tensor]):
             return self._values[key]
         except KeyError:
             recorded = ", ".join(f"{point} of layer {layer}" for point, layer in self._values)
-            raise HookError(f"{key[0]} of layer {key[1]} was not recorded, only {recorded}.") from None
+            raise HookError(
+                f"{key[0]} of layer {key[1]} was not recorded, only {recorded}."
+            ) from None
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         return iter(self._values)
@@ -55,7 +57,11 @@ class PointRecorder:
     """A hook that keeps one forward's values at some points of some layers."""
 
     def __init__(
-        self, points: Series[str], layers: Chosen, heads: Chosen, positions: Chosen | Literal["last"]
+        self,
+        points: Series[str],
+        layers: Chosen,
+        heads: Chosen,
+        positions: Chosen | Literal["last"],
     ) -> None:
         self.points = tuple(check_point(point) for point in points)
         self.layers, self.heads, self.positions = layers, heads, positions
@@ -119,4 +125,6 @@ def _check(
         )
     for position in () if isinstance(positions, str) else positions:
         if not 0 <= position < min(lengths):
-            raise HookError(f"The shortest prompt has positions 0..{min(lengths) - 1}, not {position}.")
+            raise HookError(
+                f"The shortest prompt has positions 0..{min(lengths) - 1}, not {position}."
+            )

@@ -136,7 +136,8 @@ class SamplingParams(Config):
     @property
     def processing(self) -> tuple[Any, ...]:
         """What decides what becomes of logits: equal for rows that can be sampled together."""
-        return _of_logits(vars(self))
+        values: tuple[Any, ...] = _of_logits(vars(self))
+        return values
 
     @property
     def greedy(self) -> bool:

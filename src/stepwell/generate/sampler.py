@@ -1,127 +1,124 @@
-"""Sampling for the engine's rows: who shares parameters, whose history is needed, who failed.
+"""Sampling for the engine's rows: who can be sampled together, what came before, who failed.
 
-Between sequences and the pure functions of `sampling`: makes addresses and histories, groups rows, and
-keeps a row whose logits are not finite from harming the others.
+Between sequences and the pure functions of `sampling`: makes addresses and histories, groups rows,
+and keeps a row whose logits are not finite from harming the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Series
+from collections.abc import Callable, Hashable, Sequence as Series
 
+import torch
 from torch import Tensor
 
+from stepwell.errors import LogitsError
 from stepwell.generate.noise import Address
 from stepwell.generate.request import SamplingParams, TokenEvent
-from stepwell.generate.sampling import History, LogitsError, log_softmax, process, sample
+from stepwell.generate.sampling import History, log_softmax, process, sample
 from stepwell.generate.sequence import Sequence
 
 
-def sample_rows(
-    batch: Series[Sequence],
-    logits_BV: Tensor,
-    *,
-    lane: Callable[[], int],
-    newline_ids: Series[int] = (),
-) -> list[TokenEvent | None]:
-    """The next token of each sequence, in order; None where a row has no finite logit to choose.
+class Sampler:
+    """Chooses the next token of each sequence from its logits.
 
-    logits are float32, one row a sequence, as the model gave them. `lane` is asked only where noise
-    is drawn.
+    lane: asked for the noise's lane, and only where noise is drawn. newline_ids: what the guard
+    against runs of newlines counts. think_ids: think_start and think_end, or nothing.
     """
-    groups: dict[int, list[int]] = {}
-    for index, sequence in enumerate(batch):
-        groups.setdefault(id(sequence.request.sampling), []).append(index)
-    events: list[TokenEvent | None] = [None] * len(batch)
-    for rows in groups.values():
-        whole = len(rows) == len(batch)
-        chosen = _sample_alike(
-            [batch[row] for row in rows],
-            logits_BV if whole else logits_BV[rows],
-            lane,
-            newline_ids,
+
+    def __init__(
+        self,
+        lane: Callable[[], int],
+        *,
+        newline_ids: Series[int] = (),
+        think_ids: Series[int] = (),
+    ) -> None:
+        self._lane = lane
+        self._newline_ids, self._think_ids = newline_ids, think_ids
+
+    def sample(self, batch: Series[Sequence], logits_BV: Tensor) -> list[TokenEvent | None]:
+        """The next token of each sequence, in order; None where a row's logits allow none.
+
+        logits are float32, one row a sequence, as the model gave them.
+        """
+        groups: dict[Hashable, list[int]] = {}
+        for index, sequence in enumerate(batch):
+            groups.setdefault(sequence.handle.sampling_key, []).append(index)
+        if len(groups) == 1:
+            return self._sample_alike(batch, logits_BV)
+        return self._sample_each(list(groups.values()), batch, logits_BV)
+
+    def _sample_each(
+        self, groups: Series[Series[int]], batch: Series[Sequence], logits_BV: Tensor
+    ) -> list[TokenEvent | None]:
+        """The tokens of rows that are sampled group by group; None for rows in no group."""
+        events: list[TokenEvent | None] = [None] * len(batch)
+        for rows in groups:
+            chosen = self._sample_alike([batch[row] for row in rows], logits_BV[rows])
+            for row, event in zip(rows, chosen, strict=True):
+                events[row] = event
+        return events
+
+    def _sample_alike(self, batch: Series[Sequence], logits_BV: Tensor) -> list[TokenEvent | None]:
+        """`sample` for sequences whose parameters treat logits in the same way."""
+        params = batch[0].request.sampling
+        processed_BV = process(
+            logits_BV,
+            params,
+            [_history(row) for row in batch] if _looks_back(params) else (),
+            eos_ids=tuple(batch[0].handle.stop_ids),
+            newline_ids=self._newline_ids,
+            think_ids=self._think_ids,
         )
-        for row, event in zip(rows, chosen, strict=True):
-            events[row] = event
-    return events
+        try:
+            ids_B = sample(processed_BV, params, [] if params.greedy else self._addresses(batch))
+        except LogitsError as error:
+            sound = [row for row in range(len(batch)) if row not in error.rows]
+            return self._sample_each([sound] if sound else [], batch, logits_BV)
+        return list(_events(batch, logits_BV, ids_B, params.logprobs))
 
-
-def _sample_alike(
-    batch: Series[Sequence],
-    logits_BV: Tensor,
-    lane: Callable[[], int],
-    newline_ids: Series[int],
-) -> list[TokenEvent | None]:
-    """`sample_rows` for sequences that share their sampling parameters."""
-    params = batch[0].request.sampling
-    history = _histories(batch) if needs_history(params) else ()
-    eos_ids = tuple(batch[0].handle.stop_ids)
-    processed = process(logits_BV, params, history, eos_ids=eos_ids, newline_ids=newline_ids)
-    try:
-        ids_B = sample(processed, params, [] if params.greedy else _addresses(batch, lane()))
-    except LogitsError as error:
-        return _without(error.rows, batch, logits_BV, lane, newline_ids)
-    return _events(batch, logits_BV, ids_B, params)
-
-
-def _without(
-    failed: Series[int],
-    batch: Series[Sequence],
-    logits_BV: Tensor,
-    lane: Callable[[], int],
-    newline_ids: Series[int],
-) -> list[TokenEvent | None]:
-    """The sound rows' tokens, with None at the failed ones."""
-    sound = [row for row in range(len(batch)) if row not in failed]
-    events: list[TokenEvent | None] = [None] * len(batch)
-    if sound:
-        chosen = _sample_alike([batch[row] for row in sound], logits_BV[sound], lane, newline_ids)
-        for row, event in zip(sound, chosen, strict=True):
-            events[row] = event
-    return events
+    def _addresses(self, batch: Series[Sequence]) -> list[Address]:
+        """Where each row's noise lies."""
+        lane = self._lane()
+        return [Address(row.request.sampling.seed, lane, row.choice, row.position) for row in batch]
 
 
 def _events(
-    batch: Series[Sequence], logits_BV: Tensor, ids_B: Tensor, params: SamplingParams
-) -> list[TokenEvent | None]:
+    batch: Series[Sequence], logits_BV: Tensor, ids_B: Tensor, num_likeliest: int | None
+) -> list[TokenEvent]:
     """The chosen tokens as events, with the model's own log-probabilities where asked for."""
     ids = ids_B.tolist()
-    if params.logprobs is None:
+    if num_likeliest is None:
         return [TokenEvent(row.choice, token) for row, token in zip(batch, ids, strict=True)]
     raw_BV = log_softmax(logits_BV)
     chosen = raw_BV.gather(1, ids_B[:, None])[:, 0].tolist()
-    if not params.logprobs:
-        top: list[tuple[tuple[int, float], ...]] = [()] * len(batch)
-    else:
-        values_BK, tokens_BK = raw_BV.topk(min(params.logprobs, raw_BV.shape[1]))
-        top = [
-            tuple(zip(tokens, values, strict=True))
-            for tokens, values in zip(tokens_BK.tolist(), values_BK.tolist(), strict=True)
-        ]
+    likeliest = raw_BV.topk(min(num_likeliest, raw_BV.shape[1]))
+    pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
     return [
-        TokenEvent(row.choice, token, logprob, likeliest)
-        for row, token, logprob, likeliest in zip(batch, ids, chosen, top, strict=True)
+        TokenEvent(row.choice, token, logprob, tuple(zip(*top, strict=True)))
+        for row, token, logprob, top in zip(batch, ids, chosen, pairs, strict=True)
     ]
 
 
-def _addresses(batch: Series[Sequence], lane: int) -> list[Address]:
-    """Where each row's noise lies."""
-    return [
-        Address(row.request.sampling.seed, lane, row.choice, row.position) for row in batch
-    ]
-
-
-def _histories(batch: Series[Sequence]) -> list[History]:
-    return [History.of(row.request.prompt_ids, row.generated) for row in batch]
-
-
-def needs_history(params: SamplingParams) -> bool:
-    """Whether a parameter looks at the tokens before, so that they must be put into tensors."""
+def _looks_back(params: SamplingParams) -> bool:
+    """Whether a parameter depends on the tokens before, so that they must be put into tensors."""
     return bool(
         params.repetition_penalty != 1
         or params.presence_penalty
         or params.frequency_penalty
         or params.no_repeat_ngram_size
-        or params.forced_tokens
-        or params.min_new_tokens
         or params.newline_run_limit
+        or params.min_new_tokens
+        or params.think_budget
+        or params.forced_tokens
     )
+
+
+def _history(row: Sequence) -> History:
+    """The row's tokens so far: a view of its buffer, which takes the token that came last."""
+    num_prompt = len(row.request.prompt_ids)
+    if row.buffer is None:
+        row.buffer = torch.empty(num_prompt + row.handle.room, dtype=torch.int64)
+        row.buffer[:num_prompt] = torch.tensor(row.request.prompt_ids)
+    if row.generated:
+        row.buffer[row.position - 1] = row.generated[-1]
+    return History(row.buffer[: row.position], num_prompt)

@@ -131,9 +131,10 @@ def process(
 ) -> torch.Tensor:
     """The logits [B, V] after all that params ask for, in the order given above.
 
-    think_ids are think_start and think_end, or nothing where there are none. history has one entry a row and is read only where a parameter needs it. With all parameters off
-    the result is `logits` itself. Raises ShapeError where rows and histories differ in number, and
-    ConfigError for token ids beyond the vocabulary.
+    history has one entry a row and is read only where a parameter needs it. think_ids are those of
+    think_start and think_end, in this order. With all parameters off the result is `logits` itself.
+    Raises ShapeError where rows and histories differ in number, and ConfigError for token ids
+    beyond the vocabulary.
     """
     penalized = penalize(logits, params, history)
     constrained = constrain(penalized, params, history, eos_ids, newline_ids, think_ids)

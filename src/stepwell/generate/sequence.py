@@ -1,12 +1,14 @@
-"""A request on its way through the engine: one sequence for each of its choices, and the caller's handle.
+"""A request on its way: one sequence for each of its choices, and the handle that the caller has.
 
-Owns the state of what is being generated. The engine moves it; nothing here touches a tensor.
+Owns the state of what is being generated. The engine moves it; nothing here computes.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence as Series
+from collections.abc import Callable, Iterable, Iterator, Sequence as Series
+
+from torch import Tensor
 
 from stepwell.generate.request import Event, FinishedEvent, FinishReason, Request, TokenEvent, Usage
 
@@ -14,11 +16,21 @@ from stepwell.generate.request import Event, FinishedEvent, FinishReason, Reques
 class Sequence:
     """One choice of a request. `pending` are tokens that are known but not yet in the cache.
 
-    At first those are the prompt; after that, the token sampled last. A sequence is sampled from when
-    its pending tokens have all gone through the model. `row` is its cache row while it runs, else -1.
+    At first those are the prompt; after that, the token sampled last. A sequence is sampled from
+    when its pending tokens have all gone through the model. `row` is its cache row while it runs,
+    else -1. `buffer` is the sampler's: the tokens so far as a tensor, where it looks back at them.
     """
 
-    __slots__ = ("choice", "finish_reason", "generated", "handle", "pending", "request", "row")
+    __slots__ = (
+        "buffer",
+        "choice",
+        "finish_reason",
+        "generated",
+        "handle",
+        "pending",
+        "request",
+        "row",
+    )
 
     def __init__(self, handle: Handle, choice: int) -> None:
         self.handle = handle
@@ -26,6 +38,7 @@ class Sequence:
         self.choice = choice
         self.pending: Series[int] = handle.request.prompt_ids
         self.generated: list[int] = []
+        self.buffer: Tensor | None = None
         self.row = -1
         self.finish_reason: FinishReason | None = None
 
@@ -34,11 +47,12 @@ class Sequence:
         """Position of the next token to be sampled, counted from the start of the prompt."""
         return len(self.request.prompt_ids) + len(self.generated)
 
-    def take(self, token_id: int) -> FinishReason | None:
-        """Append a sampled token; returns why the sequence ends with it, or None."""
-        self.generated.append(token_id)
-        self.pending = (token_id,)
-        if token_id in self.handle.stop_ids:
+    def take(self, event: TokenEvent) -> FinishReason | None:
+        """Append a sampled token and report it; returns why the sequence ends with it, or None."""
+        self.generated.append(event.token_id)
+        self.pending = (event.token_id,)
+        self.handle.emit(event)
+        if event.token_id in self.handle.stop_ids:
             return "stop"
         return "length" if len(self.generated) >= self.handle.room else None
 
@@ -57,17 +71,23 @@ class Handle:
         room: int,
         stop_ids: frozenset[int],
         drive: Callable[[], object],
-        finish: Callable[[Sequence, FinishReason], None],
+        finish: Callable[[dict[Sequence, FinishReason]], None],
     ) -> None:
         self.request, self.room, self.stop_ids = request, room, stop_ids
         self.sequences = [Sequence(self, choice) for choice in range(request.sampling.n)]
+        self.forward_key = tuple(
+            (type(intervention).__name__, intervention.fingerprint)
+            for intervention in request.interventions
+        )
+        self.sampling_key = request.sampling.processing
+        self._num_open = len(self.sequences)
         self._events: deque[Event] = deque()
         self._drive, self._finish = drive, finish
 
     @property
     def is_finished(self) -> bool:
         """Whether every choice has ended; events may still wait to be read."""
-        return all(sequence.finish_reason is not None for sequence in self.sequences)
+        return not self._num_open
 
     def __iter__(self) -> Iterator[Event]:
         while self._events or not self.is_finished:
@@ -82,9 +102,8 @@ class Handle:
 
     def cancel(self, choice: int | None = None) -> None:
         """End one choice, or all of them, and free what they hold. Ended ones stay as they are."""
-        for sequence in self.sequences:
-            if choice in (None, sequence.choice) and sequence.finish_reason is None:
-                self._finish(sequence, "cancelled")
+        asked = self.sequences if choice is None else [self.sequences[choice]]
+        self._finish({each: "cancelled" for each in asked if each.finish_reason is None})
 
     def emit(self, event: TokenEvent) -> None:
         """Queue a token for the caller."""
@@ -93,6 +112,7 @@ class Handle:
     def finished(self, sequence: Sequence, reason: FinishReason) -> None:
         """Record why a choice ended and queue that for the caller."""
         sequence.finish_reason = reason
+        self._num_open -= 1
         usage = Usage(
             prompt_tokens=len(self.request.prompt_ids), completion_tokens=len(sequence.generated)
         )

@@ -1,8 +1,8 @@
 """Text in, text out: a model, its tokenizer and its sampling defaults behind three verbs.
 
-    generate          one answer
-    generate_batch    every answer to every prompt, in the order they came
-    generate_stream   pieces of text as they become final
+generate          one answer
+generate_batch    every answer to every prompt, in the order they came
+generate_stream   pieces of text as they become final
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class TextGenerator:
         self.model, self.tokenizer = model, tokenizer
         self.defaults = defaults or SamplingParams()
         self.long_prompt = long_prompt
-        newlines = [token for token in range(tokenizer.vocab_size) if tokenizer.token(token) == "\n"]
+        newlines = [
+            token for token in range(tokenizer.vocab_size) if tokenizer.token(token) == "\n"
+        ]
         self.engine = InferenceEngine(
             model,
             max_rows=max_rows,
@@ -125,7 +127,9 @@ class TextGenerator:
         """One answer to one prompt; with `echo` its text begins with the prompt."""
         params = self._params(sampling)
         if params.n != 1:
-            raise ConfigError(f"generate gives one answer, n is {params.n}.", fix="use generate_batch.")
+            raise ConfigError(
+                f"generate gives one answer, n is {params.n}.", fix="use generate_batch."
+            )
         [[done]] = self._run([prompt], params, interventions, echo)
         if done.finish_reason == "error":
             raise LogitsError((0,))
@@ -207,9 +211,7 @@ class TextGenerator:
             ids = ids[-max(1, context - params.max_new_tokens) :]
         return self.engine.submit(Request(tuple(ids), params, tuple(interventions)))
 
-    def _transcripts(
-        self, handle: Handle, *, stream: bool, prefix: str = ""
-    ) -> list[Transcript]:
+    def _transcripts(self, handle: Handle, *, stream: bool, prefix: str = "") -> list[Transcript]:
         stops = handle.request.sampling.stop
         return [
             Transcript(

@@ -85,7 +85,9 @@ class Transformer(nn.Module):
         x_BTC = self._embed(ids_BT, step)
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
-                x_BTC = checkpoint(block, x_BTC, step, use_reentrant=False)
+                x_BTC = checkpoint(
+                    block, x_BTC, step, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 x_BTC = block(x_BTC, step)
         return self.final_norm(x_BTC)  # type: ignore[no-any-return]

@@ -3,6 +3,8 @@
 `figure` says what is shown; `png` and `html` draw it. Knows nothing of models, tasks or runs.
 """
 
+from __future__ import annotations
+
 from stepwell.report.figure import (
     Chart,
     Column,

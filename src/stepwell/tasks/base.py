@@ -258,10 +258,6 @@ class Task(Config):
 
     # -- configuration ---------------------------------------------------------------------
 
-    def changed(self, **values: Any) -> Self:
-        """A copy with some fields replaced; what was computed from the old ones stays behind."""
-        return type(self)(**{**{name: getattr(self, name) for name in self._fields()}, **values})
-
     def __eq__(self, other: object) -> bool:
         """Whether both are the same task with the same values, whatever either has computed."""
         return type(self) is type(other) and all(

@@ -1,13 +1,14 @@
 """Text of tokens that arrive one by one, each piece of it final.
 
-Owns when text is final. What ids decode to is the tokenizer's: the pieces put together are exactly
-`Tokenizer.decode` of all ids. Work per token does not grow with what came before.
+Owns when text is final, and what text ids add to a text that they go on from. What ids decode to is
+the tokenizer's: the pieces put together are exactly `Tokenizer.decode` of all ids. Work per token
+does not grow with what came before.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Protocol
 
 import tokenizers
@@ -19,17 +20,47 @@ from stepwell.text.tokenizer import Tokenizer
 _TOKENWISE = {"Replace", "ByteFallback", "Strip", "Metaspace", "WordPiece"}
 
 
+def continuation(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]) -> str:
+    """The text that `ids` add to that of the ids before them, special tokens left out.
+
+    So a space that a decoder drops at the beginning of a text is kept. Where the text before would
+    change (bytes that break a character of it), what `ids` decode to by themselves.
+    """
+    context = _context(tokenizer, before, tokenizer.special_ids)
+    given, whole = tokenizer.decode(context), tokenizer.decode([*context, *ids])
+    return whole[len(given) :] if whole.startswith(given) else tokenizer.decode(ids)
+
+
+def _context(tokenizer: Tokenizer, ids: Sequence[int], skipped: Set[int]) -> list[int]:
+    """The fewest last ids that have text, a run of byte tokens whole; none where none matter."""
+    if is_byte_level(decoder_steps(tokenizer.core)):
+        return []
+    context: list[int] = []
+    for token_id in reversed(ids):
+        token = tokenizer.piece(token_id)
+        if token is None or token_id in skipped:
+            continue
+        context.insert(0, token_id)
+        if not is_fallback_token(token) and tokenizer.decode(context, skip_special=False):
+            break
+    return context
+
+
 class IncrementalDecoder:
     """The text of one sequence of ids, as `push` and finally `flush` return it in pieces.
 
     Text comes as soon as no later token can change it. With bytes that are no UTF-8 it holds
-    U+FFFD just where `Tokenizer.decode` has it.
+    U+FFFD just where `Tokenizer.decode` has it. `after` are ids that the sequence goes on from: its
+    text is then their `continuation`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special: bool = True, after: Sequence[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
-        self._stream = _stream(tokenizer.core)
+        context = _context(tokenizer, after, self._skipped)
+        self._stream = _stream(tokenizer.core, [tokenizer.core.id_to_token(i) for i in context])
 
     def push(self, token_id: int) -> str:
         """The text that is final now that this token has arrived; maybe none, maybe older text."""
@@ -49,7 +80,8 @@ class _Stream(Protocol):
     def flush(self) -> str: ...
 
 
-def _stream(core: tokenizers.Tokenizer) -> _Stream:
+def _stream(core: tokenizers.Tokenizer, context: list[str]) -> _Stream:
+    """What decodes the tokens that follow `context`."""
     steps = decoder_steps(core)
     if is_byte_level(steps):
         return _ByteStream()
@@ -57,6 +89,7 @@ def _stream(core: tokenizers.Tokenizer) -> _Stream:
         " ".join if core.decoder is None else core.decoder.decode,
         joins_bytes=any(step["type"] == "ByteFallback" for step in steps),
         appends=_appends(steps),
+        context=context,
     )
 
 
@@ -96,13 +129,18 @@ class _WindowStream:
     """
 
     def __init__(
-        self, decode: Callable[[list[str]], str], *, joins_bytes: bool, appends: bool
+        self,
+        decode: Callable[[list[str]], str],
+        *,
+        joins_bytes: bool,
+        appends: bool,
+        context: list[str],
     ) -> None:
         self._decode = decode
         self._joins_bytes = joins_bytes
         self._appends = appends
-        self._context: list[str] = []  # the tokens before the pending ones
-        self._before = ""  # their text
+        self._context = context  # the tokens before the pending ones
+        self._before = decode(context)  # their text
         self._pending: list[str] = []
 
     def push(self, token: str) -> str:
@@ -118,10 +156,11 @@ class _WindowStream:
 
     def _settle(self) -> str:
         """The text of the pending tokens, which then become the context of the next."""
-        window = self._context + self._pending
-        self._pending = []
+        pending, self._pending = self._pending, []
+        window = self._context + pending
         text = self._decode(window)
-        added = text[len(self._before) :]
+        goes_on = text.startswith(self._before)
+        added = text[len(self._before) :] if goes_on else self._decode(pending)
         if added or not self._before:
             self._context, self._before = self._shortest_context(window, text)
         return added
