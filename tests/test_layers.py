@@ -30,7 +30,7 @@ ORDER = (
 )
 LEVELS: Mapping[str, int] = {name: level for level, names in enumerate(ORDER) for name in names}
 OUTSIDE = {"stepwell", "stepwell.version"}
-HEAVY = {"torch", "transformers", "matplotlib", "plotly"}
+HEAVY = {"torch", "transformers", "matplotlib"}
 LIGHT = {"errors", "config", "cli", "__main__"}
 OWN_RANDOMNESS = {
     "random": {"Random", "SystemRandom"},

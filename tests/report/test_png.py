@@ -65,9 +65,9 @@ def test_every_cell_of_a_grid_has_the_same_size_and_its_own_colour(theme):
     assert empty / full == pytest.approx(cells / 4, rel=0.12)
 
 
-def test_peak_is_seen_in_a_grid_of_a_thousand_maps():
-    values = np.zeros((32, 32, 8, 64), dtype=np.float32)
-    values[20, 20, 3, 33] = 1.0
+def test_peak_is_seen_in_a_grid_of_many_maps():
+    values = np.zeros((4, 32, 8, 64), dtype=np.float32)
+    values[2, 20, 3, 33] = 1.0
     blank = count(
         pixels(HeatmapGrid("g", 0 * values, value_range=(0, 1))), color_table(LIGHT.sequential)[255]
     )

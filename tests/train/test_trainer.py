@@ -185,7 +185,7 @@ def test_training_leaves_generators_and_threads_as_they_were(small):
     torch.manual_seed(5)
     before = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()
     threads = torch.get_num_threads()
-    Trainer(small(threads=2)).train()
+    Trainer(small(threads=2, steps=2)).train()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert numpy.random.get_state()[1].tolist() == before[1]
     assert random.getstate() == before[2]

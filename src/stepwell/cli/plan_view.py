@@ -6,6 +6,7 @@ The numbers are `Trainer.plan`'s; the time is measured on a step here. Owns the 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,25 +22,30 @@ if TYPE_CHECKING:
     from stepwell.train.trainer import Trainer
 
 MEASURABLE_FLOPS: Final = 2e11  # a step that takes two processor cores a few seconds
+TIMINGS: Final = 3
 FORWARD_SHARE: Final = 1 / 3  # of a training step
 
 
 def expected_seconds(trainer: Trainer, plan: Plan, steps: int) -> float | None:
     """How long `steps` steps and their evaluations will take; None where a step takes too long.
 
-    The gradients of the first batch are computed twice and timed the second time. Leaves weights
-    and random numbers as they are.
+    The gradients of the first batch are computed a few times, the first one untimed, and the
+    fastest counts. Leaves weights as they are.
     """
     if trainer.device.type == "cpu" and plan.flops / plan.steps > MEASURABLE_FLOPS:
         return None
     batch = trainer.batch(0)
-    float(trainer.gradients(batch))
-    begun = time.perf_counter()
-    float(trainer.gradients(batch))
-    step = time.perf_counter() - begun
+    _, *times = [_seconds(lambda: float(trainer.gradients(batch))) for _ in range(1 + TIMINGS)]
+    step = min(times)
     config = trainer.config
     evaluations = 1 + (steps // config.evaluate_every if config.evaluate_every else 0)
     return steps * step + evaluations * config.evaluation_batches * FORWARD_SHARE * step
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def plan_as_plain(plan: Plan, done: int, seconds: float | None) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class Session:
                 return 1
             fresh = True
         done = 0 if fresh else steps_done(self.config.directory)
-        if done < self.config.steps and not changes:
+        if done < self.config.steps and (fresh or not changes):
             self.announce(done)
         return self.run(fresh=fresh)
 
@@ -228,10 +228,18 @@ def metrics_table(run: Run) -> Table:
     table.add_column()
     table.add_row("best weights", f"{run.directory}, of step {run.step:,}")
     groups: dict[str, list[str]] = {}
-    for name, value in run.metrics.items():
+    for name in sorted(run.metrics, key=_by_number):
         family, _, member = name.partition("/")
+        value = run.metrics[name]
         shown = f"{value:.4f}" if family == "loss" else f"{value:.3f}"
+        member = member.replace("depth_", "at depth ")
         groups.setdefault(family, []).append(f"{member} {shown}" if member else shown)
-    for family, values in groups.items():
+    for family, values in sorted(groups.items(), key=lambda group: group[0] != "loss"):
         table.add_row(family.replace("_", " "), ", ".join(values))
     return table
+
+
+def _by_number(name: str) -> tuple[str, int]:
+    """A key that puts depth_2 before depth_10."""
+    word = name.rstrip("0123456789")
+    return word, int(name[len(word) :] or -1)

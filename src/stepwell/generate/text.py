@@ -1,13 +1,14 @@
 """Text in, text out: a model, its tokenizer and its sampling defaults behind three verbs.
 
-generate          one answer
-generate_batch    every answer to every prompt, in the order they came
-generate_stream   pieces of text as they become final
+    generate          one answer
+    generate_batch    every answer to every prompt, in the order they came
+    generate_stream   pieces of text as they become final
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence as Series
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,9 +16,9 @@ from typing import Any, Literal, Protocol
 import torch
 
 from stepwell.config import read_json
-from stepwell.errors import ConfigError, PromptError
+from stepwell.errors import ConfigError, LogitsError, PromptError
 from stepwell.generate.engine import InferenceEngine
-from stepwell.generate.record import Recording, record
+from stepwell.generate.record import Chosen, Recording, record
 from stepwell.generate.request import (
     Completion,
     Event,
@@ -26,9 +27,9 @@ from stepwell.generate.request import (
     SamplingParams,
     TokenEvent,
 )
-from stepwell.generate.sampling import LogitsError
 from stepwell.generate.sequence import Handle
 from stepwell.generate.transcript import Transcript
+from stepwell.model.forward import AttentionImplementation
 from stepwell.model.hooks import Intervention
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import load_model, locate
@@ -56,9 +57,12 @@ class Piece:
 class TextGenerator:
     """Generates text from one model. Keyword arguments of its verbs are fields of SamplingParams.
 
-    defaults: sampling parameters where a call gives none (a model directory's generation_config.json).
-    long_prompt: what happens to a prompt that leaves the answer no room: "error", or "slide", which
-    keeps its end.
+    defaults: sampling parameters where a call gives none. One answer is given where a call does not
+    ask for more, except by `generate_batch`, which follows the defaults in this too.
+    eos_ids: tokens that end an answer; those that the model and the tokenizer name by default.
+    long_prompt: what happens to a prompt that leaves an answer of max_new_tokens no room. "error"
+    refuses it only where there is no room at all, and else the answer is shorter. "slide" keeps the
+    prompt's end, and of a prompt that is too long at least half a context.
     """
 
     def __init__(
@@ -67,28 +71,24 @@ class TextGenerator:
         tokenizer: Tokenizer,
         *,
         defaults: SamplingParams | None = None,
-        eos_ids: Series[int] | None = None,
+        eos_ids: Iterable[int] | None = None,
         max_rows: int = 32,
         kv_cache_bytes: int | None = None,
         long_prompt: LongPrompt = "error",
     ) -> None:
-        if model.config.vocab_size < tokenizer.vocab_size:
-            raise ConfigError(
-                f"The tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}.",
-                fix="load the tokenizer that the model was trained with.",
-            )
+        _check_fit(model, tokenizer, long_prompt)
         self.model, self.tokenizer = model, tokenizer
         self.defaults = defaults or SamplingParams()
         self.long_prompt = long_prompt
-        newlines = [
-            token for token in range(tokenizer.vocab_size) if tokenizer.token(token) == "\n"
-        ]
+        start, end = tokenizer.role("think_start"), tokenizer.role("think_end")
+        vocabulary = range(tokenizer.vocab_size)
         self.engine = InferenceEngine(
             model,
             max_rows=max_rows,
             kv_cache_bytes=kv_cache_bytes,
-            eos_ids=eos_ids,
-            newline_ids=newlines,
+            eos_ids=_eos_ids(model.config.eos_ids, tokenizer) if eos_ids is None else eos_ids,
+            newline_ids=[token for token in vocabulary if set(tokenizer.decode([token])) == {"\n"}],
+            think_ids=None if start is None or end is None else (start, end),
         )
 
     @classmethod
@@ -99,22 +99,24 @@ class TextGenerator:
         dtype: str | torch.dtype | None = None,
         device: str = "auto",
         mmap: bool = True,
+        attention: AttentionImplementation = "auto",
         **options: Any,
     ) -> TextGenerator:
-        """The model, tokenizer and sampling defaults of a model directory or Hub id."""
+        """The model, tokenizer and sampling defaults of a model directory or Hub id.
+
+        What generation_config.json says goes before config.json. `options` are those of the class.
+        """
         directory = locate(source)
+        path = directory / "generation_config.json"
+        declared = read_json(path) if path.is_file() else {}
+        options.setdefault("defaults", SamplingParams.from_generation_config(declared, where=str(path)))
         model = load_model(directory, dtype=dtype, device=device, mmap=mmap)
-        declared = _generation_config(directory)
+        model.attention_implementation = attention
+        tokenizer = Tokenizer.load(directory)
         eos = declared.get("eos_token_id")
-        return cls(
-            model,
-            Tokenizer.load(directory),
-            defaults=SamplingParams.from_generation_config(
-                declared, where=str(directory / "generation_config.json")
-            ),
-            eos_ids=None if eos is None else ([eos] if isinstance(eos, int) else eos),
-            **options,
-        )
+        if eos is not None:
+            options.setdefault("eos_ids", _eos_ids([eos] if isinstance(eos, int) else eos, tokenizer))
+        return cls(model, tokenizer, **options)
 
     def generate(
         self,
@@ -124,15 +126,21 @@ class TextGenerator:
         echo: bool = False,
         **sampling: Any,
     ) -> Completion:
-        """One answer to one prompt; with `echo` its text begins with the prompt."""
-        params = self._params(sampling)
+        """One answer to one prompt; with `echo` its text begins with the prompt.
+
+        Raises LogitsError where the model's logits are not finite.
+        """
+        params = self._params({"n": 1}, sampling)
         if params.n != 1:
-            raise ConfigError(
-                f"generate gives one answer, n is {params.n}.", fix="use generate_batch."
-            )
+            raise ConfigError(f"generate gives one answer, n is {params.n}.", fix="use generate_batch.")
         [[done]] = self._run([prompt], params, interventions, echo)
         if done.finish_reason == "error":
-            raise LogitsError((0,))
+            raise LogitsError(
+                f"No token can follow the first {len(done.token_ids)} of the answer: the model put "
+                "out NaN or infinity, or the sampling parameters rule out every token.",
+                fix="check weights and interventions; loosen banned_tokens or no_repeat_ngram_size.",
+                rows=(0,),
+            )
         return done
 
     def generate_batch(
@@ -148,39 +156,46 @@ class TextGenerator:
 
         An answer whose logits were not finite ends with finish_reason "error"; the others go on.
         """
-        return self._run(prompts, self._params(sampling), interventions, echo, progress)
+        return self._run(prompts, self._params({}, sampling), interventions, echo, progress)
 
     def generate_stream(
         self,
         prompt: str,
         *,
         interventions: Series[Intervention] = (),
+        echo: bool = False,
         **sampling: Any,
     ) -> Iterator[Piece]:
-        """Pieces of text as they become final. Leaving the loop early cancels the request."""
-        params = self._params(sampling)
-        handle = self._submit(prompt, params, interventions)
-        return self._stream(handle)
+        """Pieces of text as they become final; those of a choice make up its completion's text.
+
+        Raises at once what a request may raise, and begins with the first piece that is asked for.
+        Leaving the loop early cancels the request. A choice whose logits were not finite ends with
+        finish_reason "error".
+        """
+        params = self._params({"n": 1}, sampling)
+        [request] = self._requests([prompt], params, interventions)
+        self.engine.check(request)
+        return self._stream(request, prompt if echo else "")
 
     def tokens(self, text: str) -> list[str]:
         """The text's tokens as a person would read them."""
-        return [self.tokenizer.token(token) for token in self._encode(text)]
+        [ids] = self._encode([text])
+        return [self.tokenizer.token(token) for token in ids]
 
     def record(
         self,
         prompts: str | Series[str],
         *,
         points: Series[str] = ("attention.pattern",),
-        layers: Series[int] | Literal["all"] = "all",
-        heads: Series[int] | Literal["all"] = "all",
-        positions: Series[int] | Literal["all", "last"] = "all",
+        layers: Chosen = "all",
+        heads: Chosen = "all",
+        positions: Chosen | Literal["last"] = "all",
         interventions: Series[Intervention] = (),
     ) -> Recording:
         """What passes chosen hook points in one forward over the prompts: `seen[point, layer]`."""
-        texts = [prompts] if isinstance(prompts, str) else prompts
         return record(
             self.model,
-            [self._encode(text) for text in texts],
+            self._encode([prompts] if isinstance(prompts, str) else prompts),
             points=points,
             layers=layers,
             heads=heads,
@@ -188,28 +203,36 @@ class TextGenerator:
             interventions=interventions,
         )
 
-    def _params(self, sampling: dict[str, Any]) -> SamplingParams:
-        return self.defaults.changed(**sampling) if sampling else self.defaults
+    def _params(self, preset: dict[str, Any], sampling: dict[str, Any]) -> SamplingParams:
+        """The defaults, changed by `preset` where `sampling` does not say otherwise."""
+        if "num_return_sequences" in sampling:
+            preset = {}
+        return self.defaults.changed(**{**preset, **sampling})
 
-    def _encode(self, text: str) -> list[int]:
-        ids = self.tokenizer.encode(text, special=True)
-        if ids:
-            return ids
-        if self.tokenizer.bos_id is None:
+    def _encode(self, texts: Series[str]) -> list[list[int]]:
+        """The ids of each text, with the tokens that the tokenizer puts around one.
+
+        Raises PromptError where a text has no tokens and no beginning-of-sequence token stands in.
+        """
+        bos = self.tokenizer.bos_id
+        encoded = self.tokenizer.encode_batch(texts, special=True)
+        if bos is None and not all(encoded):
             raise PromptError(
                 "The prompt is empty and the tokenizer has no beginning-of-sequence token.",
                 fix="give a prompt of at least one character.",
             )
-        return [self.tokenizer.bos_id]
+        return [ids or [bos] for ids in encoded if bos is not None or ids]
 
-    def _submit(
-        self, prompt: str, params: SamplingParams, interventions: Series[Intervention]
-    ) -> Handle:
-        ids = self._encode(prompt)
-        if self.long_prompt == "slide":
-            context = self.model.config.context_length
-            ids = ids[-max(1, context - params.max_new_tokens) :]
-        return self.engine.submit(Request(tuple(ids), params, tuple(interventions)))
+    def _requests(
+        self, prompts: Series[str], params: SamplingParams, interventions: Series[Intervention]
+    ) -> list[Request]:
+        """One request for each prompt."""
+        context = self.model.config.context_length
+        room = max(context - params.max_new_tokens, context // 2, 1)
+        kept = slice(-room, None) if self.long_prompt == "slide" else slice(None)
+        return [
+            Request(tuple(ids[kept]), params, tuple(interventions)) for ids in self._encode(prompts)
+        ]
 
     def _transcripts(self, handle: Handle, *, stream: bool, prefix: str = "") -> list[Transcript]:
         stops = handle.request.sampling.stop

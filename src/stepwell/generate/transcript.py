@@ -1,20 +1,21 @@
 """The text of one answer as it grows: token ids in, text that is final out.
 
-Text is held back while it could still be the beginning of a stop string, or of a character that the next
-token completes, so that nothing shown is ever taken back.
+Text is held back while it could still be the beginning of a stop string, or of a character that the
+next token completes, so that nothing shown is ever taken back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Series
+from dataclasses import replace
 
 from stepwell.generate.request import Completion, FinishedEvent, TokenEvent
-from stepwell.text.detokenize import IncrementalDecoder
+from stepwell.text.detokenize import IncrementalDecoder, continuation
 from stepwell.text.tokenizer import Tokenizer
 
 
 class StopMatcher:
-    """Finds the first of several stop strings in text that arrives in pieces."""
+    """Finds the stop string that is completed first in text that arrives in pieces."""
 
     def __init__(self, stops: Series[str]) -> None:
         self._stops = tuple(stops)
@@ -26,10 +27,11 @@ class StopMatcher:
         if self.matched:
             return ""
         text = self._held + piece
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if found:
+        starts = [(text.find(stop), stop) for stop in self._stops]
+        ends = [(start + len(stop), start) for start, stop in starts if start >= 0]
+        if ends:
             self.matched, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(ends)[1]]  # of stops completed together, the longest
         kept = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
@@ -47,14 +49,17 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class Transcript:
-    """One choice's tokens, log-probabilities and text. Decodes as it goes only where it must.
+    """One choice's tokens, log-probabilities and text, which goes on from that of `prompt_ids`.
 
-    `prefix` is put before the text of the completion (the prompt, where the caller wants it back).
+    Decodes as it goes only where it must: to stream, or to look for stop strings. `prefix` is put
+    before the text (the prompt, where the caller wants it back). What comes after a stop string,
+    because the engine ran ahead, is left out.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
+        prompt_ids: Series[int],
         *,
         stop_ids: frozenset[int],
         stops: Series[str],
@@ -62,8 +67,9 @@ class Transcript:
         prefix: str = "",
     ) -> None:
         self.completion: Completion | None = None
-        self._tokenizer, self._stop_ids = tokenizer, stop_ids
-        self._decoder = IncrementalDecoder(tokenizer) if stream or stops else None
+        self._tokenizer, self._prompt_ids, self._stop_ids = tokenizer, prompt_ids, stop_ids
+        decodes = stream or bool(stops)
+        self._decoder = IncrementalDecoder(tokenizer, after=prompt_ids) if decodes else None
         self._matcher = StopMatcher(stops)
         self._ids: list[int] = []
         self._logprobs: list[float] = []
@@ -81,7 +87,9 @@ class Transcript:
         return self.completion
 
     def push(self, event: TokenEvent) -> str:
-        """Take a token; returns the text that is final now (always "" where nothing streams)."""
+        """Take a token; returns the text that is final now, always "" where nothing is decoded."""
+        if self.reached_stop:
+            return ""
         self._ids.append(event.token_id)
         if event.logprob is not None:
             self._logprobs.append(event.logprob)
@@ -96,17 +104,16 @@ class Transcript:
             text="".join(self._pieces),
             token_ids=tuple(self._ids),
             finish_reason="stop" if self.reached_stop else event.reason,
-            usage=event.usage,
+            usage=replace(event.usage, completion_tokens=len(self._ids)),
             logprobs=tuple(self._logprobs),
         )
         return rest
 
     def _rest(self) -> str:
-        if self.reached_stop:
-            return ""
+        """The text that is not shown yet."""
         if self._decoder is None:
             shown = [token for token in self._ids if token not in self._stop_ids]
-            return self._tokenizer.decode(shown)
+            return continuation(self._tokenizer, self._prompt_ids, shown)
         return self._matcher.push(self._decoder.flush()) + self._matcher.flush()
 
     def _keep(self, piece: str) -> str:

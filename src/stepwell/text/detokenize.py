@@ -11,9 +11,7 @@ import codecs
 from collections.abc import Callable, Sequence, Set
 from typing import Any, Protocol
 
-import tokenizers
-
-from stepwell.text.spelling import decoder_steps, is_byte_level, is_fallback_token, token_bytes
+from stepwell.text.spelling import decoder_steps, is_fallback_token, token_bytes
 from stepwell.text.tokenizer import Tokenizer
 
 # Steps that look at single tokens, or runs of byte tokens, and at most at whether one is the first.
@@ -33,7 +31,7 @@ def continuation(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]
 
 def _context(tokenizer: Tokenizer, ids: Sequence[int], skipped: Set[int]) -> list[int]:
     """The fewest last ids that have text, a run of byte tokens whole; none where none matter."""
-    if is_byte_level(decoder_steps(tokenizer.core)):
+    if tokenizer.is_byte_level:
         return []
     context: list[int] = []
     for token_id in reversed(ids):
@@ -60,7 +58,8 @@ class IncrementalDecoder:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
         context = _context(tokenizer, after, self._skipped)
-        self._stream = _stream(tokenizer.core, [tokenizer.core.id_to_token(i) for i in context])
+        tokens = [token for token in map(tokenizer.piece, context) if token is not None]
+        self._stream = _stream(tokenizer, tokens)
 
     def push(self, token_id: int) -> str:
         """The text that is final now that this token has arrived; maybe none, maybe older text."""
@@ -80,11 +79,12 @@ class _Stream(Protocol):
     def flush(self) -> str: ...
 
 
-def _stream(core: tokenizers.Tokenizer, context: list[str]) -> _Stream:
+def _stream(tokenizer: Tokenizer, context: list[str]) -> _Stream:
     """What decodes the tokens that follow `context`."""
-    steps = decoder_steps(core)
-    if is_byte_level(steps):
+    if tokenizer.is_byte_level:
         return _ByteStream()
+    core = tokenizer.core
+    steps = decoder_steps(core)
     return _WindowStream(
         " ".join if core.decoder is None else core.decoder.decode,
         joins_bytes=any(step["type"] == "ByteFallback" for step in steps),

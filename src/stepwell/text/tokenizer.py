@@ -108,6 +108,11 @@ class Tokenizer:
         added = self.core.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
+    @functools.cached_property
+    def is_byte_level(self) -> bool:
+        """Whether decoding is the bytes of all tokens, joined and read as UTF-8."""
+        return is_byte_level(decoder_steps(self.core))
+
     def role(self, name: str) -> int | None:
         """The id of the token with this role, None where none is declared."""
         checked_roles({name: name})
@@ -135,12 +140,12 @@ class Tokenizer:
         """
         return self._encoding(text, special).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, in parallel. Raises PromptError that names the text at fault."""
+    def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        """What `encode` gives for each text, in parallel; a PromptError names the text at fault."""
         if self._may_drop:
             self._refuse_missing(texts)
         try:
-            encodings = self.core.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = self.core.encode_batch_fast(texts, add_special_tokens=special)
         except Exception:  # the library raises nothing narrower
             self._refuse_missing(texts)
             raise
@@ -179,7 +184,7 @@ class Tokenizer:
             return ""
         if token_id in self.special_ids or is_fallback_token(token):
             return token
-        if self._is_byte_level:
+        if self.is_byte_level:
             return token_bytes(token).decode(errors="backslashreplace")
         # The first token of a text may lose its space: what the second one adds reads as inside.
         return self.decode([token_id, token_id])[len(self.decode([token_id])) :]
@@ -210,10 +215,6 @@ class Tokenizer:
         except Exception:  # the library raises nothing narrower
             self._refuse_missing([text])
             raise
-
-    @functools.cached_property
-    def _is_byte_level(self) -> bool:
-        return is_byte_level(decoder_steps(self.core))
 
     @functools.cached_property
     def _may_drop(self) -> bool:

@@ -1,0 +1,100 @@
+"""`stepwell generate --input --output`: a file of prompts into a file of answers.
+
+The same command goes on where it was stopped. Owns the order of the work and what makes two requests
+the same: weights, tokenizer, sampling and prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from stepwell.cli.answer_file import AnswerFile
+from stepwell.cli.compute import ComputeFlags
+from stepwell.cli.console import Output
+from stepwell.cli.progress import GenerationProgress
+from stepwell.cli.prompts import Prompt, check_prompts, read_prompts
+from stepwell.config import fingerprint
+from stepwell.errors import UsageError
+
+if TYPE_CHECKING:
+    from stepwell.generate.request import SamplingParams
+    from stepwell.generate.text import TextGenerator
+
+BATCHES_AHEAD: Final = 4  # handed over at once: rows stay full, and a kill loses little
+
+
+def answer_prompts(
+    model: str,
+    source: Path,
+    target: Path,
+    sampling: Mapping[str, Any],
+    compute: ComputeFlags,
+    output: Output,
+    *,
+    fresh: bool,
+) -> int:
+    """Answers every prompt of `source` into `target`; the exit code."""
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UsageError(f"{target} is the input.", fix="give another file to --output.")
+    prompts = read_prompts(source)
+    generator = compute.load(model)
+    params = generator.defaults.changed(**sampling)
+    check_prompts(generator, prompts)
+    file = AnswerFile(target, request_of(generator, model, params, prompts))
+    if fresh:
+        file.remove()
+    if file.is_finished():
+        output.note(f"{target} holds all {len(prompts)} answers to this request already.")
+        failed = 0
+    else:
+        failed = _answer_rest(generator, params, prompts, file, output)
+    plain = {"output": str(target), "prompts": len(prompts), "failed": failed}
+    output.result(plain, f"{len(prompts)} prompts answered in {target}")
+    if failed:
+        output.warn(f"{failed} answers ended because a logit was not finite.")
+    return 1 if failed else 0
+
+
+def request_of(
+    generator: TextGenerator, model: str, params: SamplingParams, prompts: Sequence[Prompt]
+) -> dict[str, Any]:
+    """All that shapes the answers, as plain values."""
+    from stepwell.model.fingerprint import model_fingerprint
+
+    return {
+        "model": model,
+        "weights": model_fingerprint(generator.model),
+        "tokenizer": generator.tokenizer.fingerprint,
+        "sampling": params.plain(),
+        "prompts": fingerprint([[prompt.id, prompt.text] for prompt in prompts]),
+    }
+
+
+def _answer_rest(
+    generator: TextGenerator,
+    params: SamplingParams,
+    prompts: Sequence[Prompt],
+    file: AnswerFile,
+    output: Output,
+) -> int:
+    """Answers the prompts that have none yet; the number of answers that failed, of all."""
+    lines = file.begin()
+    if lines:
+        output.note(f"{len(lines)} of {len(prompts)} prompts are answered already.")
+    chunk = max(1, BATCHES_AHEAD * generator.engine.max_rows // params.n)
+    total = (len(prompts) - len(lines)) * params.n
+    with GenerationProgress(output, file.path.name, total) as progress:
+        while len(lines) < len(prompts):
+            asked = prompts[len(lines) : len(lines) + chunk]
+            texts = [prompt.text for prompt in asked]
+            answers = generator.generate_batch(texts, progress=progress, **dict(params))
+            progress.next_batch()
+            new = [file.line(*pair) for pair in zip(asked, answers, strict=True)]
+            file.append(new)
+            lines += new
+    file.finish(lines)
+    rows = [json.loads(line) for line in lines]
+    return sum(answer["finish_reason"] == "error" for row in rows for answer in row["answers"])

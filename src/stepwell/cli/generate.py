@@ -1,0 +1,187 @@
+"""`stepwell generate`: answers to a prompt, as a whole or as they come, or to a file of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from cyclopts import Group, Parameter
+from rich.text import Text
+
+from stepwell.cli.compute import ComputeFlags
+from stepwell.cli.console import Output, OutputFlags, finite
+from stepwell.cli.flags import given_values, model_flags, with_flags
+from stepwell.errors import UsageError
+from stepwell.generate.request import SAMPLING_PRESETS, SamplingParams
+
+if TYPE_CHECKING:
+    from stepwell.generate.request import Completion
+    from stepwell.generate.text import TextGenerator
+
+SAMPLING: Final = Group(
+    "Sampling", "What is not given is as the model's generation_config.json says.", sort_key=20
+)
+FLAGS: Final = model_flags(SamplingParams, SAMPLING, names={"n": ("-n", "--n")})
+
+
+def _generate(
+    model: str,
+    prompt: str | None = None,
+    *,
+    preset: Annotated[str | None, Parameter(choices=tuple(SAMPLING_PRESETS))] = None,
+    stream: Annotated[bool, Parameter(negative=())] = False,
+    echo: Annotated[bool, Parameter(negative=())] = False,
+    input_file: Annotated[Path | None, Parameter(name="--input")] = None,
+    output_file: Annotated[Path | None, Parameter(name="--output")] = None,
+    fresh: Annotated[bool, Parameter(negative=())] = False,
+    compute: ComputeFlags = ComputeFlags(),  # noqa: B008  # it is frozen
+    output: OutputFlags = OutputFlags(),  # noqa: B008
+    **given: Any,
+) -> int:
+    """Answer a prompt, or every prompt of a file.
+
+        stepwell generate runs/facts "zpqk>" --temperature 0
+        stepwell generate runs/story "Once" -n 4 --temperature 0.8 --top-p 0.95 --seed 7
+        stepwell generate runs/story "Once" --stream
+        stepwell generate runs/facts --input prompts.jsonl --output answers.jsonl
+
+    Parameters
+    ----------
+    model
+        A run folder, a model directory, or a name on the Hugging Face Hub.
+    prompt
+        The text to go on from.
+    preset
+        Named sampling parameters; flags change them.
+    stream
+        Print the answer as it comes.
+    echo
+        Print the prompt before the answer.
+    input_file
+        A file with a line {"prompt": "..."} for each prompt; "id" is handed on.
+    output_file
+        Where the answers go, a line each, in the same order. The same command goes on with a half
+        of them.
+    fresh
+        Remove the answers that are there, and begin anew.
+    """
+    sampling = {**_preset(preset), **given_values(FLAGS, given)}
+    with output.open() as opened:
+        if (prompt is None) == (input_file is None):
+            raise UsageError("generate needs a prompt, or --input with a file of them.")
+        if prompt is None:
+            return _answer_file(
+                model, input_file, output_file, sampling, compute, opened, stream, echo, fresh
+            )
+        if output_file is not None or fresh:
+            raise UsageError("--output and --fresh belong to --input.", fix="give --input a file.")
+        generator = compute.load(model)
+        question = Question(generator, model, prompt, generator.defaults.changed(**sampling), echo)
+        return stream_answer(question, opened) if stream else print_answers(question, opened)
+
+
+generate: Callable[..., int] = with_flags(_generate, FLAGS)
+
+
+def _preset(name: str | None) -> dict[str, Any]:
+    """The parameters that a preset sets, by name."""
+    if name is None:
+        return {}
+    preset = SAMPLING_PRESETS[name]
+    return {field: getattr(preset, field) for field in preset.model_fields_set}
+
+
+def _refuse_for_files(**flags: bool) -> None:
+    for name, given in flags.items():
+        if given:
+            raise UsageError(f"--{name} shows one answer; --input asks for many.")
+
+
+def _answer(
+    generator: TextGenerator,
+    model: str,
+    prompt: str,
+    params: SamplingParams,
+    output: Output,
+    *,
+    echo: bool,
+) -> int:
+    """Prints all answers when they are finished."""
+    begun = time.perf_counter()
+    [answers] = generator.generate_batch([prompt], echo=echo, **dict(params))
+    seconds = time.perf_counter() - begun
+    plain = {
+        "model": model,
+        "prompt": prompt,
+        "sampling": params.plain(),
+        "answers": [answer_as_plain(answer) for answer in answers],
+    }
+    output.result(plain, _view(answers))
+    return _conclude(answers, seconds, output)
+
+
+def _stream(
+    generator: TextGenerator,
+    model: str,
+    prompt: str,
+    params: SamplingParams,
+    output: Output,
+    *,
+    echo: bool,
+) -> int:
+    """Prints the answer as it comes: text, or a line of JSON for each piece."""
+    if params.n > 1 and not output.json:
+        raise UsageError(
+            f"--stream shows one answer, n is {params.n}.", fix="leave out -n, or add --json."
+        )
+    begun = time.perf_counter()
+    answers: list[Completion] = []
+    if echo and not output.json:
+        output.write(prompt)
+    for piece in generator.generate_stream(prompt, **dict(params)):
+        if output.json:
+            line: dict[str, Any] = {"choice": piece.choice, "text": piece.text}
+            if piece.completion is not None:
+                line["answer"] = answer_as_plain(piece.completion)
+            output.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
+        else:
+            output.write(piece.text)
+        if piece.completion is not None:
+            answers.append(piece.completion)
+    if not output.json:
+        output.write("\n")
+    return _conclude(answers, time.perf_counter() - begun, output)
+
+
+def answer_as_plain(answer: Completion) -> dict[str, Any]:
+    """An answer as plain values."""
+    return asdict(answer)
+
+
+def _view(answers: Sequence[Completion]) -> str | Text:
+    """The texts; where there are several, each under its number."""
+    if len(answers) == 1:
+        return answers[0].text
+    view = Text()
+    for number, answer in enumerate(answers, start=1):
+        view.append(f"answer {number}\n", style="dim")
+        view.append(answer.text + ("\n" if number < len(answers) else ""))
+    return view
+
+
+def _conclude(answers: Sequence[Completion], seconds: float, output: Output) -> int:
+    """Says how much came in which time, and whether an answer failed; the exit code."""
+    tokens = sum(answer.usage.completion_tokens for answer in answers)
+    ends = ", ".join(sorted({answer.finish_reason for answer in answers}))
+    output.note(
+        f"{tokens} tokens in {seconds:.2f} s, {tokens / max(seconds, 1e-9):.0f} a second; {ends}",
+        style="dim",
+    )
+    failed = sum(answer.finish_reason == "error" for answer in answers)
+    if failed:
+        output.warn(f"{failed} of {len(answers)} answers ended because a logit was not finite.")
+    return 1 if failed else 0
