@@ -61,7 +61,7 @@ class Fitted:
             predictor_data.features, predictor_data.good, predictor_data.weights
         )
         paths = Paths(
-            predictor.paths(calibration_data.features),
+            predictor.paths_by_state(calibration_data.features),
             calibration_data.good,
             calibration_data.weights,
         )

@@ -28,15 +28,17 @@ BATCHES_AHEAD: Final = 4  # handed over at once: rows stay full, and a kill lose
 
 def answer_prompts(
     model: str,
-    source: Path,
-    target: Path,
+    files: tuple[Path | None, Path | None],
     sampling: Mapping[str, Any],
     compute: ComputeFlags,
     output: Output,
     *,
     fresh: bool,
 ) -> int:
-    """Answers every prompt of `source` into `target`; the exit code."""
+    """Answers every prompt of the first file into the second; the exit code."""
+    source, target = files
+    assert source is not None
+    assert target is not None
     if target.exists() and source.exists() and target.samefile(source):
         raise UsageError(f"{target} is the input.", fix="give another file to --output.")
     prompts = read_prompts(source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -62,29 +62,82 @@ def _generate(
     echo
         Print the prompt before the answer.
     input_file
-        A file with a line {"prompt": "..."} for each prompt; "id" is handed on.
+        A file with a line {"prompt": "..."} for each prompt; an "id" is handed on.
     output_file
-        Where the answers go, a line each, in the same order. The same command goes on with a half
-        of them.
+        Where the answers go, a line each, in the same order. The same command goes on where it
+        was stopped.
     fresh
-        Remove the answers that are there, and begin anew.
+        Remove the answers that are in --output, and begin anew.
     """
     sampling = {**_preset(preset), **given_values(FLAGS, given)}
+    files = input_file, output_file
+    _check_combination(prompt, files, stream=stream, echo=echo, fresh=fresh)
     with output.open() as opened:
-        if (prompt is None) == (input_file is None):
-            raise UsageError("generate needs a prompt, or --input with a file of them.")
         if prompt is None:
-            return _answer_file(
-                model, input_file, output_file, sampling, compute, opened, stream, echo, fresh
-            )
-        if output_file is not None or fresh:
-            raise UsageError("--output and --fresh belong to --input.", fix="give --input a file.")
+            from stepwell.cli.answers import answer_prompts
+
+            return answer_prompts(model, files, sampling, compute, opened, fresh=fresh)
         generator = compute.load(model)
-        question = Question(generator, model, prompt, generator.defaults.changed(**sampling), echo)
+        params = generator.defaults.changed(**sampling)
+        question = Question(generator, model, prompt, params, echo)
         return stream_answer(question, opened) if stream else print_answers(question, opened)
 
 
 generate: Callable[..., int] = with_flags(_generate, FLAGS)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt, and what answers it how. `model` is its name; `echo`: the prompt comes first."""
+
+    generator: TextGenerator
+    model: str
+    prompt: str
+    params: SamplingParams
+    echo: bool
+
+
+def print_answers(question: Question, output: Output) -> int:
+    """Prints all answers when they are finished; the exit code."""
+    begun = time.perf_counter()
+    [answers] = question.generator.generate_batch(
+        [question.prompt], echo=question.echo, **dict(question.params)
+    )
+    seconds = time.perf_counter() - begun
+    plain = {
+        "model": question.model,
+        "prompt": question.prompt,
+        "sampling": question.params.plain(),
+        "answers": [asdict(answer) for answer in answers],
+    }
+    output.result(plain, _view(answers))
+    return _conclude(answers, seconds, output)
+
+
+def stream_answer(question: Question, output: Output) -> int:
+    """Prints the answer as it comes: text, or a line of JSON for each piece; the exit code."""
+    if question.params.n > 1 and not output.json:
+        raise UsageError(
+            f"--stream shows one answer, n is {question.params.n}.",
+            fix="leave out -n, or add --json.",
+        )
+    begun = time.perf_counter()
+    answers: list[Completion] = []
+    if question.echo and not output.json:
+        output.write(question.prompt)
+    for piece in question.generator.generate_stream(question.prompt, **dict(question.params)):
+        if piece.completion is not None:
+            answers.append(piece.completion)
+        if not output.json:
+            output.write(piece.text)
+            continue
+        line: dict[str, Any] = {"choice": piece.choice, "text": piece.text}
+        if piece.completion is not None:
+            line["answer"] = asdict(piece.completion)
+        output.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
+    if not output.json:
+        output.write("\n")
+    return _conclude(answers, time.perf_counter() - begun, output)
 
 
 def _preset(name: str | None) -> dict[str, Any]:
@@ -95,71 +148,23 @@ def _preset(name: str | None) -> dict[str, Any]:
     return {field: getattr(preset, field) for field in preset.model_fields_set}
 
 
-def _refuse_for_files(**flags: bool) -> None:
-    for name, given in flags.items():
-        if given:
-            raise UsageError(f"--{name} shows one answer; --input asks for many.")
-
-
-def _answer(
-    generator: TextGenerator,
-    model: str,
-    prompt: str,
-    params: SamplingParams,
-    output: Output,
-    *,
-    echo: bool,
-) -> int:
-    """Prints all answers when they are finished."""
-    begun = time.perf_counter()
-    [answers] = generator.generate_batch([prompt], echo=echo, **dict(params))
-    seconds = time.perf_counter() - begun
-    plain = {
-        "model": model,
-        "prompt": prompt,
-        "sampling": params.plain(),
-        "answers": [answer_as_plain(answer) for answer in answers],
-    }
-    output.result(plain, _view(answers))
-    return _conclude(answers, seconds, output)
-
-
-def _stream(
-    generator: TextGenerator,
-    model: str,
-    prompt: str,
-    params: SamplingParams,
-    output: Output,
-    *,
-    echo: bool,
-) -> int:
-    """Prints the answer as it comes: text, or a line of JSON for each piece."""
-    if params.n > 1 and not output.json:
+def _check_combination(
+    prompt: str | None, files: tuple[Path | None, Path | None], **flags: bool
+) -> None:
+    """Nothing; raises UsageError for flags that do not belong together."""
+    source, target = files
+    if (prompt is None) == (source is None):
         raise UsageError(
-            f"--stream shows one answer, n is {params.n}.", fix="leave out -n, or add --json."
+            "generate needs either a prompt or --input.",
+            fix="quote the prompt; --input takes a file of them.",
         )
-    begun = time.perf_counter()
-    answers: list[Completion] = []
-    if echo and not output.json:
-        output.write(prompt)
-    for piece in generator.generate_stream(prompt, **dict(params)):
-        if output.json:
-            line: dict[str, Any] = {"choice": piece.choice, "text": piece.text}
-            if piece.completion is not None:
-                line["answer"] = answer_as_plain(piece.completion)
-            output.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
-        else:
-            output.write(piece.text)
-        if piece.completion is not None:
-            answers.append(piece.completion)
-    if not output.json:
-        output.write("\n")
-    return _conclude(answers, time.perf_counter() - begun, output)
-
-
-def answer_as_plain(answer: Completion) -> dict[str, Any]:
-    """An answer as plain values."""
-    return asdict(answer)
+    if (source is None) != (target is None):
+        raise UsageError("--input and --output belong together.", fix="give both or neither.")
+    misplaced = ("fresh",) if source is None else ("stream", "echo")
+    for name in misplaced:
+        if flags[name]:
+            other = "needs --input" if source is None else "is for one prompt, not for --input"
+            raise UsageError(f"--{name} {other}.", fix=f"leave out --{name}.")
 
 
 def _view(answers: Sequence[Completion]) -> str | Text:
@@ -177,10 +182,8 @@ def _conclude(answers: Sequence[Completion], seconds: float, output: Output) -> 
     """Says how much came in which time, and whether an answer failed; the exit code."""
     tokens = sum(answer.usage.completion_tokens for answer in answers)
     ends = ", ".join(sorted({answer.finish_reason for answer in answers}))
-    output.note(
-        f"{tokens} tokens in {seconds:.2f} s, {tokens / max(seconds, 1e-9):.0f} a second; {ends}",
-        style="dim",
-    )
+    speed = tokens / max(seconds, 1e-9)
+    output.note(f"{tokens} tokens in {seconds:.2f} s, {speed:.0f} a second; {ends}", style="dim")
     failed = sum(answer.finish_reason == "error" for answer in answers)
     if failed:
         output.warn(f"{failed} of {len(answers)} answers ended because a logit was not finite.")

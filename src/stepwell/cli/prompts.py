@@ -55,9 +55,7 @@ def _parse(line: str, where: str) -> Prompt:
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
-        raise DataError(
-            f"{where}: not valid JSON.", fix=EXPECTED
-        ) from None
+        raise DataError(f"{where}: not valid JSON.", fix=EXPECTED) from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         found = f"the keys {', '.join(row) or 'none'}" if isinstance(row, dict) else "no object"
         raise DataError(

@@ -199,7 +199,7 @@ class Bench:
         return cheapest_reaching(cost, quality, self.target)
 
     def _paths(self, data: Collected) -> Paths:
-        beliefs = self.cascade.fitted.predictor.paths(data.features)
+        beliefs = self.cascade.fitted.predictor.paths_by_state(data.features)
         return Paths(beliefs, data.good, data.weights)
 
     def _mixed(self, name: str, first: Replay, second: Replay, share: float) -> Replay:

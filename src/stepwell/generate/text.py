@@ -60,9 +60,8 @@ class TextGenerator:
     defaults: sampling parameters where a call gives none. One answer is given where a call does not
     ask for more, except by `generate_batch`, which follows the defaults in this too.
     eos_ids: tokens that end an answer; those that the model and the tokenizer name by default.
-    long_prompt: what happens to a prompt that leaves an answer of max_new_tokens no room. "error"
-    refuses it only where there is no room at all, and else the answer is shorter. "slide" keeps the
-    prompt's end, and of a prompt that is too long at least half a context.
+    long_prompt: what becomes of a prompt that does not fit the context: "error", or "slide", which
+    keeps its end, so that max_new_tokens fit behind it, but at least half a context of it.
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class TextGenerator:
 
         Raises LogitsError where the model's logits are not finite.
         """
-        params = self._params({"n": 1}, sampling)
+        params = self._params(sampling, single=True)
         if params.n != 1:
             raise ConfigError(f"generate gives one answer, n is {params.n}.", fix="use generate_batch.")
         [[done]] = self._run([prompt], params, interventions, echo)
@@ -156,7 +155,7 @@ class TextGenerator:
 
         An answer whose logits were not finite ends with finish_reason "error"; the others go on.
         """
-        return self._run(prompts, self._params({}, sampling), interventions, echo, progress)
+        return self._run(prompts, self._params(sampling), interventions, echo, progress)
 
     def generate_stream(
         self,
@@ -172,7 +171,7 @@ class TextGenerator:
         Leaving the loop early cancels the request. A choice whose logits were not finite ends with
         finish_reason "error".
         """
-        params = self._params({"n": 1}, sampling)
+        params = self._params(sampling, single=True)
         [request] = self._requests([prompt], params, interventions)
         self.engine.check(request)
         return self._stream(request, prompt if echo else "")
@@ -203,11 +202,11 @@ class TextGenerator:
             interventions=interventions,
         )
 
-    def _params(self, preset: dict[str, Any], sampling: dict[str, Any]) -> SamplingParams:
-        """The defaults, changed by `preset` where `sampling` does not say otherwise."""
-        if "num_return_sequences" in sampling:
-            preset = {}
-        return self.defaults.changed(**{**preset, **sampling})
+    def _params(self, sampling: dict[str, Any], *, single: bool = False) -> SamplingParams:
+        """The defaults, changed as a call asks; `single` is one answer unless it asks for a number."""
+        asks_for_number = not sampling.keys().isdisjoint(("n", "num_return_sequences"))
+        number = {"n": 1} if single and not asks_for_number else {}
+        return self.defaults.changed(**number, **sampling)
 
     def _encode(self, texts: Series[str]) -> list[list[int]]:
         """The ids of each text, with the tokens that the tokenizer puts around one.
@@ -226,35 +225,29 @@ class TextGenerator:
     def _requests(
         self, prompts: Series[str], params: SamplingParams, interventions: Series[Intervention]
     ) -> list[Request]:
-        """One request for each prompt."""
+        """One request for each prompt, as `long_prompt` says."""
+        return [
+            Request(self._fitted(ids, params), params, tuple(interventions))
+            for ids in self._encode(prompts)
+        ]
+
+    def _fitted(self, ids: list[int], params: SamplingParams) -> tuple[int, ...]:
         context = self.model.config.context_length
-        room = max(context - params.max_new_tokens, context // 2, 1)
-        kept = slice(-room, None) if self.long_prompt == "slide" else slice(None)
-        return [
-            Request(tuple(ids[kept]), params, tuple(interventions)) for ids in self._encode(prompts)
-        ]
+        if self.long_prompt == "error" or len(ids) < context:
+            return tuple(ids)
+        return tuple(ids[-max(context - params.max_new_tokens, context // 2) :])
 
-    def _transcripts(self, handle: Handle, *, stream: bool, prefix: str = "") -> list[Transcript]:
-        stops = handle.request.sampling.stop
-        return [
-            Transcript(
-                self.tokenizer,
-                stop_ids=handle.stop_ids,
-                stops=stops,
-                stream=stream,
-                prefix=prefix,
-            )
-            for _ in handle.sequences
-        ]
-
-    def _stream(self, handle: Handle) -> Iterator[Piece]:
-        transcripts = self._transcripts(handle, stream=True)
+    def _stream(self, request: Request, prefix: str) -> Iterator[Piece]:
+        handle = self.engine.submit(request)
+        transcripts = self._transcripts(handle, prefix, stream=True)
         try:
+            if prefix:
+                yield from (Piece(prefix, choice) for choice in range(len(transcripts)))
             for event in handle:
                 transcript = transcripts[event.choice]
-                piece = _feed(handle, transcript, event)
-                if piece or transcript.completion is not None:
-                    yield Piece(piece, event.choice, transcript.completion)
+                text = _feed(handle, transcript, event)
+                if text or transcript.completion is not None:
+                    yield Piece(text, event.choice, transcript.completion)
         finally:
             handle.cancel()
 
@@ -266,18 +259,43 @@ class TextGenerator:
         echo: bool,
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
+        """The answers to each prompt. Nothing of them is left in the engine, whatever happens."""
+        if isinstance(prompts, str):
+            raise PromptError("A batch is a list of prompts, not one text.", fix="use [prompt].")
         open_answers: dict[Handle, list[Transcript]] = {}
         try:
-            for prompt in prompts:
-                handle = self._submit(prompt, params, interventions)
+            requests = self._requests(prompts, params, interventions)
+            for number, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
+                handle = self._submit(request, f"Prompt {number}: " if len(prompts) > 1 else "")
                 prefix = prompt if echo else ""
-                open_answers[handle] = self._transcripts(handle, stream=False, prefix=prefix)
+                open_answers[handle] = self._transcripts(handle, prefix, stream=False)
             answers = list(open_answers.values())
             self._drive(open_answers, progress)
         finally:
             for handle in open_answers:
                 handle.cancel()
         return [[choice.finished for choice in choices] for choices in answers]
+
+    def _submit(self, request: Request, where: str) -> Handle:
+        """Queue a request. Raises as the engine does, with `where` before what a PromptError says."""
+        try:
+            return self.engine.submit(request)
+        except PromptError as error:
+            raise PromptError(where + error.problem, fix=error.fix) from None
+
+    def _transcripts(self, handle: Handle, prefix: str, *, stream: bool) -> list[Transcript]:
+        request = handle.request
+        return [
+            Transcript(
+                self.tokenizer,
+                request.prompt_ids,
+                stop_ids=handle.stop_ids,
+                stops=request.sampling.stop,
+                stream=stream,
+                prefix=prefix,
+            )
+            for _ in handle.sequences
+        ]
 
     def _drive(
         self, open_answers: dict[Handle, list[Transcript]], progress: Progress | None
@@ -302,13 +320,25 @@ def _feed(handle: Handle, transcript: Transcript, event: Event) -> str:
     """Give an event to its transcript; ends the choice where a stop string is complete."""
     if isinstance(event, FinishedEvent):
         return transcript.finish(event)
-    piece = transcript.push(event)
+    text = transcript.push(event)
     if transcript.reached_stop:
         handle.cancel(event.choice)
-    return piece
+    return text
 
 
-def _generation_config(directory: Path) -> dict[str, Any]:
-    """What generation_config.json declares; nothing where there is none."""
+def _check_fit(model: Transformer, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError where the tokenizer has ids that the model does not know."""
+    if model.config.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"The tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}.",
+            fix="load the tokenizer that the model was trained with.",
+        )
+
+
+def _declared(directory: Path) -> tuple[SamplingParams, list[int] | None]:
+    """What generation_config.json says of sampling and of the tokens that end an answer, if any."""
     path = directory / "generation_config.json"
-    return read_json(path) if path.is_file() else {}
+    values = read_json(path) if path.is_file() else {}
+    defaults = SamplingParams.from_generation_config(values, where=str(path))
+    eos = values.get("eos_token_id")
+    return defaults, [eos] if isinstance(eos, int) else eos
