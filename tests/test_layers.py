@@ -289,7 +289,7 @@ from ..errors import CacheError
         "import torch",
         "from torch.nn import functional",
         "import matplotlib.pyplot as plt",
-        "class A:\n    import plotly",
+        "class A:\n    import matplotlib",
         "try:\n    import transformers\nexcept ImportError:\n    pass",
         "from stepwell.model import cache",
         "from stepwell.model.cache import KVCache",

@@ -95,7 +95,7 @@ class AnswerFile:
         if changed:
             raise UsageError(
                 f"{self.part} holds answers to another request: {', '.join(changed)} changed.",
-                fix="go on with the old request, give another --output, or begin anew with --fresh.",
+                fix="give another --output, or begin anew with --fresh.",
             )
 
     def append(self, lines: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """`stepwell generate --input --output`: a file of prompts into a file of answers.
 
-The same command goes on where it was stopped. Owns the order of the work and what makes two requests
-the same: weights, tokenizer, sampling and prompts.
+The same command goes on where it was stopped. Owns the order of the work and what makes two
+requests the same: weights, tokenizer, sampling and prompts.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from stepwell.config import merge, read_yaml
 from stepwell.errors import ConfigError, UsageError, suggest
 from stepwell.model.config import ModelConfig
 from stepwell.model.presets import presets
-from stepwell.tasks import TASKS, Task
+from stepwell.tasks import TASKS, Task, task_from_plain
 from stepwell.train.config import OptimizerConfig, TrainerConfig
 
 DEFAULT_PRESET: Final = "tiny"
@@ -95,6 +95,14 @@ def trainer_config(
     values["model"] = _model(preset or values.get("model", DEFAULT_PRESET), shape)
     values["task"] = _task(values.get("task"), task, task_values)
     return TrainerConfig.parse(overlaid(values, changes), where=where)
+
+
+def configured_task(
+    flags: Iterable[Flag], given: Mapping[str, Any], *, name: str | None, file: Path | None
+) -> Task:
+    """The task that a name, a file and flags come to. Raises ConfigError or UsageError."""
+    changes = given_values(flags, given).get("task", {})
+    return task_from_plain(_task(_values_of_file(file).get("task"), name, changes))
 
 
 def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def model_flags(
     without: Collection[str] = (),
     show_defaults: bool = True,
 ) -> list[Flag]:
-    """A flag for each field of the model but those in `without`; None means that it was not given.
+    """A flag for each field of the model but those in `without`; it is passed where it is given.
 
     at: where the model is in the configuration. names: flags that are not called after their
     field, such as {"n": ("-n", "--n")}; a flag's parameter is named after the last of them.
@@ -87,9 +87,9 @@ def given_values(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, A
     """Nested values of the flags that were given: {"optimizer": {"lr": 3e-4}, "steps": 5}."""
     values: dict[str, Any] = {}
     for flag in flags:
-        value = given.get(flag.parameter.name)
-        if value is None:
+        if flag.parameter.name not in given:
             continue
+        value = given[flag.parameter.name]
         inner = values
         for parent in flag.field[:-1]:
             inner = inner.setdefault(parent, {})
@@ -108,9 +108,10 @@ def _flag(
     known = str if kind is None else kind
     parameter = Parameter(
         name=spelled,
-        help=field.description or "",
+        help=_sentence(field.description or ""),
         group=group,
         metavar=METAVARS.get(known) if kind else "YAML",
+        required=False,  # and no default: what is not given is not passed
         show_default=default,
         negative=None if kind is bool else (),
     )
@@ -118,8 +119,7 @@ def _flag(
         inspect.Parameter(
             spelled[-1].lstrip("-").replace("-", "_"),
             inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[known | None, parameter],
+            annotation=Annotated[known, parameter],
         ),
         path,
         takes_yaml=kind is None,
@@ -150,6 +150,11 @@ def _shown_default(field: FieldInfo) -> str | bool:
     return (
         "on" if default is True else f"{default:g}" if isinstance(default, float) else str(default)
     )
+
+
+def _sentence(text: str) -> str:
+    """The text with a capital at its beginning and a full stop at its end."""
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}." if text else ""
 
 
 def _spelled(name: str) -> str:

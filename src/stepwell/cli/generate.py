@@ -31,6 +31,7 @@ FLAGS: Final = model_flags(SamplingParams, SAMPLING, names={"n": ("-n", "--n")})
 def _generate(
     model: str,
     prompt: str | None = None,
+    /,
     *,
     preset: Annotated[str | None, Parameter(choices=tuple(SAMPLING_PRESETS))] = None,
     stream: Annotated[bool, Parameter(negative=())] = False,

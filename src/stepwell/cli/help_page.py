@@ -51,8 +51,8 @@ class HelpPage:
         width = min(console.width, WIDEST)
         for paragraph in _plain(description).split("\n\n"):
             if _is_example(paragraph):
-                lines = textwrap.indent(textwrap.dedent(paragraph).strip(), "  ")
-                print_text(console, Text("\n" + lines, style="cyan"))
+                lines = "".join(f"\n  {line.strip()}" for line in paragraph.splitlines())
+                print_text(console, Text(lines, style="cyan"))
             elif paragraph.strip():
                 print_text(console, Text("\n" + textwrap.fill(" ".join(paragraph.split()), width)))
 

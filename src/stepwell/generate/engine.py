@@ -8,7 +8,8 @@ replaced at any step. The noise of a token has an address, so company and order 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence as Series
+from collections.abc import Hashable, Iterable
+from collections.abc import Sequence as Series
 from functools import cached_property
 
 import torch
@@ -35,7 +36,7 @@ class InferenceEngine:
     A step that fails or is interrupted raises; those requests can go on from where they were.
     `kv_cache_bytes` lowers `max_rows` to what fits when every row fills the context. `eos_ids` end
     an answer (the model's own by default), `newline_ids` are what the newline-run guard counts,
-    `think_ids` are think_start and think_end.
+    `think_ids` are those of think_start and think_end, in this order.
     """
 
     def __init__(
@@ -46,17 +47,17 @@ class InferenceEngine:
         kv_cache_bytes: int | None = None,
         eos_ids: Iterable[int] | None = None,
         newline_ids: Iterable[int] | None = None,
-        think_ids: tuple[int, int] | None = None,
+        think_ids: Iterable[int] = (),
     ) -> None:
         self.model = model.eval()
         self.max_rows = _rows_within(model, max_rows, kv_cache_bytes)
         self.eos_ids = frozenset(model.config.eos_ids if eos_ids is None else eos_ids)
         self.newline_ids = None if newline_ids is None else tuple(newline_ids)
-        self.think_ids = think_ids
-        special = (*self.eos_ids, *(self.newline_ids or ()), *(think_ids or ()))
+        self.think_ids = tuple(think_ids)
+        special = (*self.eos_ids, *(self.newline_ids or ()), *self.think_ids)
         self._check_ids(special, "end-of-sequence, newline and think tokens")
         self._sampler = Sampler(
-            lambda: self.lane, newline_ids=self.newline_ids or (), think_ids=think_ids or ()
+            lambda: self.lane, newline_ids=self.newline_ids or (), think_ids=self.think_ids
         )
         self._cache = model.new_cache(self.max_rows)
         self._waiting: OrderedDict[Sequence, None] = OrderedDict()
@@ -127,7 +128,7 @@ class InferenceEngine:
     def _check_sampling(self, params: SamplingParams) -> None:
         self._check_ids(params.banned_tokens, "banned_tokens")
         self._check_ids(params.forced_tokens, "forced_tokens")
-        if params.think_budget and self.think_ids is None:
+        if params.think_budget and not self.think_ids:
             raise ConfigError(
                 f"think_budget is {params.think_budget}, but no think tokens are known.",
                 fix="use a tokenizer that declares the roles think_start and think_end.",

@@ -6,7 +6,8 @@ and keeps a row whose logits are not finite from harming the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence as Series
+from collections.abc import Callable, Hashable
+from collections.abc import Sequence as Series
 
 import torch
 from torch import Tensor
@@ -91,12 +92,18 @@ def _events(
         return [TokenEvent(row.choice, token) for row, token in zip(batch, ids, strict=True)]
     raw_BV = log_softmax(logits_BV)
     chosen = raw_BV.gather(1, ids_B[:, None])[:, 0].tolist()
-    likeliest = raw_BV.topk(min(num_likeliest, raw_BV.shape[1]))
-    pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    likeliest = _likeliest(raw_BV, num_likeliest) if num_likeliest else [()] * len(batch)
     return [
-        TokenEvent(row.choice, token, logprob, tuple(zip(*top, strict=True)))
-        for row, token, logprob, top in zip(batch, ids, chosen, pairs, strict=True)
+        TokenEvent(row.choice, token, logprob, top)
+        for row, token, logprob, top in zip(batch, ids, chosen, likeliest, strict=True)
     ]
+
+
+def _likeliest(raw_BV: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
+    """Each row's likeliest tokens with their log-probabilities, most likely first."""
+    top = raw_BV.topk(min(count, raw_BV.shape[1]))
+    rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [tuple(zip(tokens, values, strict=True)) for tokens, values in rows]
 
 
 def _looks_back(params: SamplingParams) -> bool:

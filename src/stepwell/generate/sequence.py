@@ -6,7 +6,8 @@ Owns the state of what is being generated. The engine moves it; nothing here com
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence as Series
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Series
 
 from torch import Tensor
 

@@ -1,8 +1,8 @@
 """Text in, text out: a model, its tokenizer and its sampling defaults behind three verbs.
 
-    generate          one answer
-    generate_batch    every answer to every prompt, in the order they came
-    generate_stream   pieces of text as they become final
+generate          one answer
+generate_batch    every answer to every prompt, in the order they came
+generate_stream   pieces of text as they become final
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from stepwell.config import read_json
 from stepwell.errors import ConfigError, LogitsError, PromptError
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.record import Chosen, Recording, record
@@ -31,6 +30,7 @@ from stepwell.generate.sequence import Handle
 from stepwell.generate.transcript import Transcript
 from stepwell.model.forward import AttentionImplementation
 from stepwell.model.hooks import Intervention
+from stepwell.model.json_keys import read_json
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import load_model, locate
 from stepwell.text.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class TextGenerator:
 
     defaults: sampling parameters where a call gives none. One answer is given where a call does not
     ask for more, except by `generate_batch`, which follows the defaults in this too.
-    eos_ids: tokens that end an answer; those that the model and the tokenizer name by default.
+    eos_ids: tokens that end an answer, beside the tokenizer's own; the model's by default.
     long_prompt: what becomes of a prompt that does not fit the context: "error", or "slide", which
     keeps its end, so that max_new_tokens fit behind it, but at least half a context of it.
     """
@@ -75,19 +75,20 @@ class TextGenerator:
         kv_cache_bytes: int | None = None,
         long_prompt: LongPrompt = "error",
     ) -> None:
-        _check_fit(model, tokenizer, long_prompt)
+        _check_fit(model, tokenizer)
         self.model, self.tokenizer = model, tokenizer
         self.defaults = defaults or SamplingParams()
         self.long_prompt = long_prompt
-        start, end = tokenizer.role("think_start"), tokenizer.role("think_end")
-        vocabulary = range(tokenizer.vocab_size)
         self.engine = InferenceEngine(
             model,
             max_rows=max_rows,
             kv_cache_bytes=kv_cache_bytes,
-            eos_ids=_eos_ids(model.config.eos_ids, tokenizer) if eos_ids is None else eos_ids,
-            newline_ids=[token for token in vocabulary if set(tokenizer.decode([token])) == {"\n"}],
-            think_ids=None if start is None or end is None else (start, end),
+            eos_ids=[
+                *(model.config.eos_ids if eos_ids is None else eos_ids),
+                *_ids_of(tokenizer, "eos"),
+            ],
+            newline_ids=_newline_ids(tokenizer),
+            think_ids=_ids_of(tokenizer, "think_start", "think_end"),
         )
 
     @classmethod
@@ -108,14 +109,13 @@ class TextGenerator:
         directory = locate(source)
         path = directory / "generation_config.json"
         declared = read_json(path) if path.is_file() else {}
-        options.setdefault("defaults", SamplingParams.from_generation_config(declared, where=str(path)))
         model = load_model(directory, dtype=dtype, device=device, mmap=mmap)
         model.attention_implementation = attention
-        tokenizer = Tokenizer.load(directory)
-        eos = declared.get("eos_token_id")
-        if eos is not None:
-            options.setdefault("eos_ids", _eos_ids([eos] if isinstance(eos, int) else eos, tokenizer))
-        return cls(model, tokenizer, **options)
+        own = {
+            "defaults": SamplingParams.from_generation_config(declared, where=str(path)),
+            "eos_ids": _eos_ids(declared, path),
+        }
+        return cls(model, Tokenizer.load(directory), **{**own, **options})
 
     def generate(
         self,
@@ -131,13 +131,15 @@ class TextGenerator:
         """
         params = self._params(sampling, single=True)
         if params.n != 1:
-            raise ConfigError(f"generate gives one answer, n is {params.n}.", fix="use generate_batch.")
+            raise ConfigError(
+                f"generate gives one answer, n is {params.n}.", fix="use generate_batch."
+            )
         [[done]] = self._run([prompt], params, interventions, echo)
         if done.finish_reason == "error":
             raise LogitsError(
-                f"No token can follow the first {len(done.token_ids)} of the answer: the model put "
-                "out NaN or infinity, or the sampling parameters rule out every token.",
-                fix="check weights and interventions; loosen banned_tokens or no_repeat_ngram_size.",
+                f"No token can follow the first {len(done.token_ids)} of the answer: the model put"
+                " out NaN or infinity, or the sampling parameters rule out every token.",
+                fix="check weights and interventions, banned_tokens and no_repeat_ngram_size.",
                 rows=(0,),
             )
         return done
@@ -203,9 +205,9 @@ class TextGenerator:
         )
 
     def _params(self, sampling: dict[str, Any], *, single: bool = False) -> SamplingParams:
-        """The defaults, changed as a call asks; `single` is one answer unless it asks for a number."""
-        asks_for_number = not sampling.keys().isdisjoint(("n", "num_return_sequences"))
-        number = {"n": 1} if single and not asks_for_number else {}
+        """The defaults, changed as a call asks; `single`: one answer unless it asks for several."""
+        asks_for_several = not sampling.keys().isdisjoint(("n", "num_return_sequences"))
+        number = {"n": 1} if single and not asks_for_several else {}
         return self.defaults.changed(**number, **sampling)
 
     def _encode(self, texts: Series[str]) -> list[list[int]]:
@@ -213,14 +215,14 @@ class TextGenerator:
 
         Raises PromptError where a text has no tokens and no beginning-of-sequence token stands in.
         """
-        bos = self.tokenizer.bos_id
-        encoded = self.tokenizer.encode_batch(texts, special=True)
-        if bos is None and not all(encoded):
+        begin = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        encoded = [ids or begin for ids in self.tokenizer.encode_batch(texts, special=True)]
+        if not all(encoded):
             raise PromptError(
-                "The prompt is empty and the tokenizer has no beginning-of-sequence token.",
-                fix="give a prompt of at least one character.",
+                "A prompt is empty and the tokenizer has no beginning-of-sequence token.",
+                fix="give prompts of at least one character.",
             )
-        return [ids or [bos] for ids in encoded if bos is not None or ids]
+        return encoded
 
     def _requests(
         self, prompts: Series[str], params: SamplingParams, interventions: Series[Intervention]
@@ -277,7 +279,7 @@ class TextGenerator:
         return [[choice.finished for choice in choices] for choices in answers]
 
     def _submit(self, request: Request, where: str) -> Handle:
-        """Queue a request. Raises as the engine does, with `where` before what a PromptError says."""
+        """Queue a request. Raises as the engine does, a PromptError with `where` before it."""
         try:
             return self.engine.submit(request)
         except PromptError as error:
@@ -329,16 +331,31 @@ def _feed(handle: Handle, transcript: Transcript, event: Event) -> str:
 def _check_fit(model: Transformer, tokenizer: Tokenizer) -> None:
     """Raises ConfigError where the tokenizer has ids that the model does not know."""
     if model.config.vocab_size < tokenizer.vocab_size:
+        known, needed = model.config.vocab_size, tokenizer.vocab_size
         raise ConfigError(
-            f"The tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}.",
+            f"The tokenizer has {needed} tokens, the model {known}.",
             fix="load the tokenizer that the model was trained with.",
         )
 
 
-def _declared(directory: Path) -> tuple[SamplingParams, list[int] | None]:
-    """What generation_config.json says of sampling and of the tokens that end an answer, if any."""
-    path = directory / "generation_config.json"
-    values = read_json(path) if path.is_file() else {}
-    defaults = SamplingParams.from_generation_config(values, where=str(path))
-    eos = values.get("eos_token_id")
-    return defaults, [eos] if isinstance(eos, int) else eos
+def _ids_of(tokenizer: Tokenizer, *roles: str) -> list[int]:
+    """The ids of the tokens with these roles, none where one of them is not declared."""
+    ids = [token for token in map(tokenizer.role, roles) if token is not None]
+    return ids if len(ids) == len(roles) else []
+
+
+def _newline_ids(tokenizer: Tokenizer) -> list[int]:
+    """The tokens that are nothing but newlines, however the vocabulary spells them."""
+    vocabulary = range(tokenizer.vocab_size)
+    return [token for token in vocabulary if set(tokenizer.decode([token])) == {"\n"}]
+
+
+def _eos_ids(declared: dict[str, Any], path: Path) -> list[int] | None:
+    """The tokens that a generation_config.json ends answers with, None where it names none."""
+    value = declared.get("eos_token_id")
+    if value is None:
+        return None
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(token, int) for token in ids):
+        raise ConfigError(f"{path}: eos_token_id is {value!r}, expected a token id or several.")
+    return ids

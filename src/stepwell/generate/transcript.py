@@ -100,11 +100,14 @@ class Transcript:
     def finish(self, event: FinishedEvent) -> str:
         """Take the end of the choice; returns the rest of the text and sets `completion`."""
         rest = self._keep(self._rest())
+        usage = event.usage
+        if self.reached_stop:
+            usage = replace(usage, completion_tokens=len(self._ids))
         self.completion = Completion(
             text="".join(self._pieces),
             token_ids=tuple(self._ids),
             finish_reason="stop" if self.reached_stop else event.reason,
-            usage=replace(event.usage, completion_tokens=len(self._ids)),
+            usage=usage,
             logprobs=tuple(self._logprobs),
         )
         return rest

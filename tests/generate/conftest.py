@@ -1,0 +1,42 @@
+"""A small random model and a tokenizer of characters: what the tests of this layer generate with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stepwell.generate.text import TextGenerator
+from stepwell.model.config import ModelConfig
+from stepwell.model.transformer import Transformer
+from stepwell.text.tokenizer import Tokenizer
+
+ROLES = {"bos": "<bos>", "eos": "<eos>", "think_start": "<think>", "think_end": "</think>"}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.character("abcdefgh \n>.", ROLES)
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer: Tokenizer) -> Transformer:
+    """Random, with logits of order 1, so that sampling is far from certain."""
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        context_length=64,
+        width=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        tie_embeddings=False,
+    )
+    model = Transformer(config)
+    model.initialize(0)
+    with torch.no_grad():
+        model.head.weight.mul_(2)
+    return model.eval()
+
+
+@pytest.fixture
+def gen(model: Transformer, tokenizer: Tokenizer) -> TextGenerator:
+    return TextGenerator(model, tokenizer, max_rows=4)

@@ -1,0 +1,307 @@
+"""The engine: what it refuses, how rows come and go, and that a step that fails loses nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stepwell.errors import ConfigError, HookError, PromptError
+from stepwell.generate import engine as engine_module
+from stepwell.generate.engine import InferenceEngine
+from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
+from stepwell.model.cache import KVCache
+from stepwell.model.hooks import ZeroHeads
+
+CONTEXT, V = 64, 16  # of the model in conftest
+
+
+def engine_of(model, **options):
+    options = {"max_rows": 4, "eos_ids": [], "newline_ids": [], **options}
+    return InferenceEngine(model, **options)
+
+
+def request(*prompt, interventions=(), **params):
+    params = {"max_new_tokens": 6, **params}
+    return Request(prompt or (1, 2, 3), SamplingParams(**params), interventions)
+
+
+def tokens(handle, choice=0):
+    """The tokens of a choice, and why it ended."""
+    events = [event for event in handle if event.choice == choice]
+    ids = [event.token_id for event in events if isinstance(event, TokenEvent)]
+    [end] = [event for event in events if isinstance(event, FinishedEvent)]
+    assert end.usage.completion_tokens == len(ids)
+    return ids, end.reason
+
+
+def run_all(engine, requests):
+    handles = [engine.submit(each) for each in requests]
+    return [tokens(handle) for handle in handles]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        (request(*[1] * CONTEXT), PromptError, "has 64 tokens, but the model's context holds 64"),
+        (request(1, V), PromptError, "Token id 16 is not in the model's vocabulary of 16"),
+        (request(-1), PromptError, "Token id -1 is not"),
+        (request(banned_tokens=[V]), ConfigError, "banned_tokens: 16 is no token"),
+        (request(forced_tokens=[1, V]), ConfigError, "forced_tokens: 16 is no token"),
+        (request(think_budget=3), ConfigError, "roles think_start and think_end"),
+        (request(interventions=[ZeroHeads({2: [0]})]), HookError, "layers 0..1, not 2"),
+        (request(interventions=["zero"]), HookError, "str is none"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_request_that_cannot_run_is_refused_before_it_is_queued(model, asked, error, message):
+    engine = engine_of(model)
+    with pytest.raises(error) as caught:
+        engine.submit(asked)
+    assert message in str(caught.value)
+    assert engine.step() == []
+
+
+def test_the_newline_guard_needs_to_know_the_newlines(model):
+    with pytest.raises(ConfigError, match="no newline tokens are known"):
+        engine_of(model, newline_ids=None).submit(request(newline_run_limit=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_rows": 0}, "max_rows is 0"),
+        ({"eos_ids": [V]}, "16 is no token"),
+        ({"think_ids": [1, -2]}, "-2 is no token"),
+        ({"kv_cache_bytes": 100}, "kv_cache_bytes is 100, but one row"),
+    ],
+    ids=str,
+)
+def test_an_engine_that_cannot_be_is_refused(model, options, message):
+    with pytest.raises(ConfigError) as caught:
+        engine_of(model, **options)
+    assert message in str(caught.value)
+
+
+def test_a_byte_budget_gives_as_many_rows_as_fit(model):
+    row_bytes = 2 * 2 * 2 * 8 * 4 * CONTEXT  # keys and values, layers, heads, width, float32
+    for rows in (1, 3):
+        assert engine_of(model, kv_cache_bytes=rows * row_bytes + 1).max_rows == rows
+    assert engine_of(model, kv_cache_bytes=100 * row_bytes).max_rows == 4
+
+
+# How answers end
+
+
+def test_an_answer_ends_with_its_length_or_the_context(model):
+    engine = engine_of(model)
+    asked = [request(max_new_tokens=5), request(*[1] * 60, max_new_tokens=50)]
+    assert [(len(ids), reason) for ids, reason in run_all(engine, asked)] == [
+        (5, "length"),
+        (4, "length"),
+    ]
+    assert engine.num_free_rows == 4
+
+
+def test_an_end_of_sequence_token_ends_the_answer_and_is_its_last(model):
+    [(free, _)] = run_all(engine_of(model), [request(seed=3)])
+    end = free[3]
+    [(ended, reason), (ignored, _)] = run_all(
+        engine_of(model, eos_ids=[end, 15]), [request(seed=3), request(seed=3, ignore_eos=True)]
+    )
+    assert (ended, reason) == (free[: free.index(end) + 1], "stop")
+    assert ignored == free
+
+
+def test_the_models_own_end_of_sequence_is_the_default(model):
+    assert InferenceEngine(model).eos_ids == frozenset(model.config.eos_ids)
+
+
+def test_a_think_section_ends_when_its_budget_is_spent(model):
+    engine = engine_of(model, think_ids=[8, 9])
+    asked = request(1, 8, 2, think_budget=3, banned_tokens=[9], max_new_tokens=8)
+    [(ids, _)] = run_all(engine, [asked])
+    assert ids.index(9) == 2
+    assert 9 not in ids[3 : 3 + 3]
+
+
+# Rows come and go
+
+
+def test_more_requests_than_rows_are_all_answered(model):
+    asked = [request(*range(1, 2 + size % 7), seed=size) for size in range(11)]
+    for max_rows in (1, 3):
+        engine = engine_of(model, max_rows=max_rows)
+        assert [len(ids) for ids, _ in run_all(engine, asked)] == [6] * 11
+        assert engine.num_free_rows == max_rows
+
+
+def test_requests_are_admitted_in_order(model):
+    engine = engine_of(model, max_rows=2)
+    handles = [engine.submit(request(max_new_tokens=2)) for _ in range(5)]
+    assert engine.step() == handles[:2]
+    engine.step()
+    assert engine.step() == handles[2:4]
+
+
+def test_choices_share_one_pass_over_their_prompt(model, monkeypatch):
+    passed = []
+    hidden = model.hidden
+    monkeypatch.setattr(
+        model, "hidden", lambda ids, **rest: passed.append(ids.numel()) or hidden(ids, **rest)
+    )
+    engine = engine_of(model)
+    handle = engine.submit(request(*range(1, 11), n=4, max_new_tokens=3))
+    answers = [list(handle), engine.num_free_rows]
+    # the prompt; the first answer's token and the others' last prompt token; and so on
+    assert passed == [10, 4, 4, 3]
+    assert len(answers[0]) == 4 * (3 + 1)
+    assert answers[1] == 4
+
+
+def test_choices_that_wait_for_their_prompt_let_others_pass(model):
+    engine = engine_of(model)
+    several, single = engine.submit(request(n=3)), engine.submit(request(*[2] * 9))
+    assert engine.step() == [several, single]
+    assert [sequence.row >= 0 for sequence in several.sequences] == [True, False, False]
+    engine.step()
+    assert [sequence.row >= 0 for sequence in several.sequences] == [True, True, True]
+
+
+def test_long_prompts_take_turns_in_the_order_of_their_admission(model, monkeypatch):
+    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(engine_module, "PREFILL_BUDGET", 8)
+    engine = engine_of(model, max_rows=3)
+    first = engine.submit(request(max_new_tokens=1))
+    late = [engine.submit(request(*[size] * 9, max_new_tokens=1)) for size in (4, 5, 6)]
+    engine.step()
+    assert first.is_finished  # row 0 is free now, and the third long prompt gets it
+    for _ in range(3):
+        engine.step()
+    assert [handle.is_finished for handle in late] == [True, True, False]
+
+
+def test_a_request_can_be_cancelled_wherever_it_is(model):
+    engine = engine_of(model, max_rows=1)
+    running, waiting = engine.submit(request()), engine.submit(request())
+    engine.step()
+    for handle, length in ((waiting, 0), (running, 1)):
+        handle.cancel()
+        handle.cancel()
+        ids, reason = tokens(handle)
+        assert (len(ids), reason, handle.is_finished) == (length, "cancelled", True)
+    assert engine.num_free_rows == 1
+    assert engine.step() == []
+
+
+def test_one_choice_can_be_cancelled(model):
+    engine = engine_of(model)
+    handle = engine.submit(request(n=2))
+    engine.step()
+    handle.cancel(1)
+    events = list(handle)
+    ends = {event.choice: event.reason for event in events if isinstance(event, FinishedEvent)}
+    assert ends == {0: "length", 1: "cancelled"}
+
+
+def test_leaving_a_handles_events_lets_the_request_go_on(model):
+    engine = engine_of(model)
+    left, other = engine.submit(request(seed=1)), engine.submit(request(seed=2))
+    first = next(iter(left))
+    tokens(other)
+    assert left.is_finished
+    assert [first.token_id, *tokens(left)[0]] == tokens(engine.submit(request(seed=1)))[0]
+
+
+# A failure harms nobody else
+
+
+def poison_row(model, monkeypatch, victim):
+    """Make the logits of one row of the next forwards NaN."""
+    logits = model.logits
+
+    def poisoned(hidden, **options):
+        found = logits(hidden, **options).clone()
+        if len(found) > victim:
+            found[victim] = torch.nan
+        return found
+
+    monkeypatch.setattr(model, "logits", poisoned)
+
+
+def test_logits_that_are_not_finite_end_their_own_row_only(model, monkeypatch):
+    asked = [request(*range(1, 4 + row), seed=row) for row in range(3)]
+    expected = run_all(engine_of(model), asked)
+    engine = engine_of(model)
+    handles = [engine.submit(each) for each in asked]
+    engine.step()
+    engine.step()
+    with monkeypatch.context() as patched:
+        poison_row(model, patched, victim=1)
+        engine.step()
+    found = [tokens(handle) for handle in handles]
+    assert found == [expected[0], (expected[1][0][:2], "error"), expected[2]]
+    assert engine.num_free_rows == 4
+
+
+def test_a_row_that_held_nan_is_clean_for_the_next(model, monkeypatch):
+    [expected] = run_all(engine_of(model), [request()])
+    engine = engine_of(model, max_rows=1)
+    keys = model.blocks[0].attention.k_proj
+    with monkeypatch.context() as patched:
+        patched.setattr(keys, "forward", lambda x: torch.full_like(x[..., :16], torch.nan))
+        [(ids, reason)] = run_all(engine, [request(*[1] * 30)])
+    assert (ids, reason) == ([], "error")
+    assert run_all(engine, [request()]) == [expected]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("when", range(6))
+def test_a_step_that_is_interrupted_can_be_taken_again(model, monkeypatch, error, when):
+    asked = [request(*range(1, 4 + 3 * row), seed=row) for row in range(3)]
+    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 4)
+    expected = run_all(engine_of(model), asked)
+    assert interrupted(model, monkeypatch, asked, error, when) == expected
+
+
+def test_an_interrupted_step_that_is_not_rolled_back_would_break_the_law(model, monkeypatch):
+    asked = [request(*range(1, 4 + 3 * row), seed=row) for row in range(3)]
+    expected = run_all(engine_of(model), asked)
+    monkeypatch.setattr(KVCache, "truncate", lambda self, row, length: None)
+    assert interrupted(model, monkeypatch, asked, RuntimeError, 2) != expected
+
+
+def interrupted(model, monkeypatch, asked, error, when):
+    """The answers where the model fails once, at its forward number `when`."""
+    logits, count = model.logits, 0
+
+    def failing(hidden, **options):
+        nonlocal count
+        count += 1
+        if count == when + 1:
+            raise error
+        return logits(hidden, **options)
+
+    engine = engine_of(model)
+    handles = [engine.submit(each) for each in asked]
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "logits", failing)
+        with pytest.raises(error):
+            while not all(handle.is_finished for handle in handles):
+                engine.step()
+    return [tokens(handle) for handle in handles]
+
+
+def test_the_weights_are_hashed_once_and_only_for_noise(model, monkeypatch):
+    calls = []
+    fingerprint = engine_module.model_fingerprint
+    monkeypatch.setattr(
+        engine_module, "model_fingerprint", lambda of: calls.append(of) or fingerprint(of)
+    )
+    engine = engine_of(model)
+    run_all(engine, [request(temperature=0)])
+    assert calls == []
+    run_all(engine, [request(), request()])
+    assert calls == [model]
