@@ -14,7 +14,7 @@ import io
 import re
 import shlex
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ import pytest
 import yaml
 
 import stepwell as sw
-from stepwell.cli.app import COMMANDS, FAMILIES, dashed, imported, main, make_app
+from stepwell.cascade.ladder import LadderConfig
+from stepwell.cli import main
+from stepwell.cli.app import COMMANDS, FAMILIES, imported, make_app
+from stepwell.cli.words import dashed
 from stepwell.generate.request import SAMPLING_PRESETS
 from stepwell.model.families import FAMILIES as MODEL_FAMILIES
 from stepwell.model.hooks import POINTS
@@ -55,15 +58,19 @@ class Block:
 
     @property
     def commands(self) -> list[tuple[int, list[str]]]:
-        """The command lines `$ stepwell ...`, each with its line in the page, without that word."""
+        """The command lines `$ stepwell ...`, each with its line in the page, without that word.
+
+        Where the output goes to a file, as in `> FILE`, that is left out.
+        """
         found = []
         for number, line in enumerate(self.code.splitlines(), start=self.line):
             if line.startswith(PROMPT):
-                found.append((number, shlex.split(line, comments=True)[2:]))
+                words = shlex.split(line, comments=True)[2:]
+                found.append((number, words[: words.index(">")] if ">" in words else words))
         return found
 
 
-class Untrue(Exception):
+class UntrueError(Exception):
     """A page says what is not so; the message begins with page and line."""
 
     def __init__(self, page: Path, line: int, problem: str) -> None:
@@ -100,13 +107,13 @@ def _output_after(lines: list[str], start: int) -> str | None:
 
 
 def run_page(page: Path) -> None:
-    """Runs all that a page has to run. Raises Untrue at the first thing that is not so."""
+    """Runs all that a page has to run. Raises UntrueError at the first thing that is not so."""
     namespace: dict[str, Any] = {"__name__": "page"}
     for block in blocks_of(page):
         if block.language == "python" and not block.excuse:
             printed = run_python(block, namespace)
             if block.output is not None and printed != block.output:
-                raise Untrue(page, block.line, f"printed\n{printed}instead of\n{block.output}")
+                raise UntrueError(page, block.line, f"printed\n{printed}instead of\n{block.output}")
         elif block.language == "console":
             for line, command in block.commands:
                 parse_command(page, line, command)
@@ -115,7 +122,7 @@ def run_page(page: Path) -> None:
 
 
 def run_python(block: Block, namespace: dict[str, Any]) -> str:
-    """What the block prints. Raises Untrue where it fails."""
+    """What the block prints. Raises UntrueError where it fails."""
     printed = io.StringIO()
     try:
         tree = ast.parse("\n" * (block.line - 1) + block.code, str(block.page))
@@ -125,26 +132,33 @@ def run_python(block: Block, namespace: dict[str, Any]) -> str:
     except Exception as error:
         places = traceback.extract_tb(error.__traceback__)
         line = next((p.lineno for p in reversed(places) if p.filename == str(block.page)), None)
-        raise Untrue(block.page, line or block.line, f"{type(error).__name__}: {error}") from error
+        if isinstance(error, SyntaxError):
+            line = error.lineno
+        raise UntrueError(block.page, line or block.line, said_by(error)) from error
     return printed.getvalue()
 
 
 def run_command(page: Path, line: int, command: list[str]) -> None:
-    """Nothing. Raises Untrue where the command's exit code is not 0."""
+    """Nothing. Raises UntrueError where the command's exit code is not 0."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = main(command)
     if code:
-        raise Untrue(page, line, f"exit code {code}\n{said.getvalue()}")
+        raise UntrueError(page, line, f"exit code {code}\n{said.getvalue()}")
 
 
 def parse_command(page: Path, line: int, command: list[str]) -> None:
-    """Nothing. Raises Untrue where there is no such command, or it has no such flag."""
+    """Nothing. Raises UntrueError where there is no such command, or it has no such flag."""
     tokens = dashed(command)
     try:
         make_app(tokens).parse_args(tokens, exit_on_error=False, print_error=False)
     except Exception as error:
-        raise Untrue(page, line, f"{type(error).__name__}: {error}") from error
+        raise UntrueError(page, line, said_by(error)) from error
+
+
+def said_by(error: Exception) -> str:
+    """An exception in a line."""
+    return f"{type(error).__name__}: {error}"
 
 
 def prose_of(page: Path) -> Iterator[tuple[int, str]]:
@@ -192,11 +206,18 @@ def test_a_page_does_what_it_says(page: Path, workplace: Path) -> None:
     run_page(page)
 
 
-def test_what_is_not_run_says_why(record_property: pytest.RecordProperty) -> None:
+def test_what_is_not_run_says_why(record_property: Callable[[str, object], None]) -> None:
     excused = [block for page in PAGES for block in blocks_of(page) if block.excuse]
     record_property("not run", [f"{b.page.name}:{b.line}: {b.excuse}" for b in excused])
     assert [block.language for block in excused if block.language != "console"] == []
-    assert len(excused) == 6, "fewer is better; more needs a reason that holds"
+    assert len(excused) == 5, "fewer is better; more needs a reason that holds"
+
+
+def test_a_ladder_file_on_a_page_is_one() -> None:
+    files = [b for b in blocks_of(DOCS / "cascade.md") if b.language == "yaml"]
+    assert files
+    for block in files:
+        LadderConfig.parse(yaml.safe_load(block.code), where=f"cascade.md:{block.line}")
 
 
 def test_every_fence_is_seen() -> None:
@@ -236,7 +257,7 @@ def test_a_planted_fault_is_reported_with_page_and_line(
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "planted.md"
     page.write_text(PLANTED.format(failing=failing))
-    with pytest.raises(Untrue, match=rf"^planted\.md:{line}: "):
+    with pytest.raises(UntrueError, match=rf"^planted\.md:{line}: "):
         run_page(page)
 
 
@@ -266,8 +287,21 @@ def test_a_reference_is_complete(page: str, names: Iterable[str]) -> None:
     assert missing(page, names) == []
 
 
+def test_the_shapes_of_presets_are_those_on_the_page() -> None:
+    page = (DOCS / "models.md").read_text(encoding="utf-8")
+    shapes = {
+        name: f"{preset.num_layers} × {preset.width} | {preset.num_heads}"
+        for name, preset in sw.presets.items()
+    }
+    assert (
+        dict(re.findall(r"^\| `([\w.-]+)` \| (\d+ × \d+ \| \d+) \|", page, re.MULTILINE)) == shapes
+    )
+
+
 def test_the_command_line_page_lists_the_commands_that_there_are() -> None:
-    headings = re.findall(r"^#+ `stepwell ([\w -]+)`$", (DOCS / "command-line.md").read_text(), re.M)
+    headings = re.findall(
+        r"^#+ `stepwell ([\w -]+)`$", (DOCS / "command-line.md").read_text(), re.M
+    )
     families = [
         f"{name} {command.name}" for name, (group, *_) in FAMILIES.items() for command in group
     ]
@@ -280,7 +314,7 @@ def test_the_command_line_page_has_the_examples_of_every_help() -> None:
     for command in commands:
         function = imported(f"stepwell.cli.{command.home}")
         function = function(None) if command.by_tokens else function
-        examples = re.findall(r"^ +(stepwell .+)$", function.__doc__ or "", re.M)
+        examples = re.findall(r"^ +(stepwell .+)$", function.__doc__ or "", re.MULTILINE)
         assert [e for e in examples if f"$ {e}\n" not in page] == [], command.name
 
 

@@ -1,4 +1,4 @@
-"""A small random model and a tokenizer of characters: what the tests of this layer generate with."""
+"""A small random model and a tokenizer of characters for the tests of generation."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ BOUNDS = {
     "n": (1, 1024, "from 1 to 1024"),
     "seed": (-(2**63), 2**63 - 1, "from -9223372036854775808 to 9223372036854775807"),
     "newline_run_limit": (0, 3, "from 0 to 2147483647"),
+    "think_budget": (0, 2048, "from 0 to 2147483647"),
 }
 OUTSIDE = [
     ("temperature", -0.1),
@@ -62,6 +63,7 @@ OUTSIDE = [
     ("seed", 2**63),
     ("seed", -(2**63) - 1),
     ("newline_run_limit", -1),
+    ("think_budget", -1),
 ]
 
 
@@ -75,8 +77,10 @@ def test_both_ends_of_a_range_are_taken(field):
 def test_a_value_outside_its_range_is_refused_with_value_and_range(field, value):
     with pytest.raises(ConfigError) as caught:
         SamplingParams(**{field: value})
-    start = f"SamplingParams.{field} is {value}: expected a number "
-    assert str(caught.value) == start + BOUNDS[field][2] + "."
+    expected = "Input should be a finite number."
+    if math.isfinite(value):
+        expected = f"expected a number {BOUNDS[field][2]}."
+    assert str(caught.value) == f"SamplingParams.{field} is {value}: {expected}"
 
 
 def test_every_number_has_a_tested_range():
@@ -124,6 +128,30 @@ def test_parameters_survive_json_and_change():
     assert len({params, params.changed(n=4), params.changed(n=3)}) == 2
     with pytest.raises(ConfigError, match="expected a number from 1 to 1024"):
         params.changed(n=0)
+
+
+def test_a_change_takes_other_spellings_too():
+    params = SamplingParams(n=3, temperature=0.5)
+    assert params.changed(num_return_sequences=2) == params.changed(n=2)
+    assert params.changed(stop="END").stop == ("END",)
+    with pytest.raises(ConfigError, match="n is 2 but num_return_sequences is 4"):
+        params.changed(n=2, num_return_sequences=4)
+
+
+def test_greedy_parameters_that_are_asked_to_sample_do_so():
+    greedy = SamplingParams(temperature=0, top_k=5)
+    assert greedy.changed(do_sample=True).temperature == 1
+    assert greedy.changed(do_sample=True, temperature=0.3).temperature == 0.3
+    assert SamplingParams(temperature=0.7).changed(do_sample=True).temperature == 0.7
+
+
+def test_parameters_process_logits_alike_unless_a_field_says_otherwise():
+    plain = SamplingParams()
+    assert plain.changed(seed=4, n=2, max_new_tokens=9, stop="a").processing == plain.processing
+    for field, (low, high, _) in BOUNDS.items():
+        other = low if getattr(plain, field) == high else high
+        if field not in ("seed", "n", "max_new_tokens"):
+            assert plain.changed(**{field: other}).processing != plain.processing
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,9 @@ def test_rows_whose_parameters_treat_logits_alike_are_sampled_in_one_go(monkeypa
     monkeypatch.setattr(
         sampler_module, "sample", lambda *args: calls.append(len(args[0])) or sample(*args)
     )
-    alike = [sequence_of(seed=seed, max_new_tokens=seed + 1, stop=["."] * seed) for seed in range(5)]
+    alike = [
+        sequence_of(seed=seed, max_new_tokens=seed + 1, stop=["."] * seed) for seed in range(5)
+    ]
     sampler().sample([*alike, sequence_of(temperature=0.5)], random_logits(6))
     assert calls == [5, 1]
 

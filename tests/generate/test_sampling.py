@@ -10,12 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.generation import logits_process as reference
 
-from stepwell.errors import ConfigError, ShapeError
+from stepwell.errors import ConfigError, LogitsError, ShapeError
 from stepwell.generate.noise import Address, exponential, lane_of
 from stepwell.generate.request import SamplingParams
 from stepwell.generate.sampling import (
     History,
-    LogitsError,
     choose,
     log_softmax,
     process,
@@ -207,6 +206,51 @@ def test_newlines_stop_after_a_run_of_them_in_the_answer():
         expected = logits[row].clone()
         expected[list(NEWLINES)] = OUT if at_limit else expected[list(NEWLINES)]
         assert torch.equal(found[row], expected)
+
+
+START, END = 8, 9
+
+
+def has_spent(ids, budget):
+    """Whether a think section is open after ids and has had its tokens, read token by token."""
+    thought = None
+    for token in ids:
+        if token == START:
+            thought = 0
+        elif token == END:
+            thought = None
+        elif thought is not None:
+            thought += 1
+    return thought is not None and thought >= budget
+
+
+@pytest.mark.parametrize("budget", [1, 2, 4])
+def test_only_think_end_is_left_once_a_think_section_has_had_its_tokens(budget):
+    generator = torch.Generator().manual_seed(budget)
+    drawn = torch.tensor([5, 6, 6, 7, 7, 7, START, START, END])
+    texts = [
+        drawn[torch.randint(len(drawn), (1 + row % 15,), generator=generator)].tolist()
+        for row in range(200)
+    ]
+    history = [History(torch.tensor(ids), 1) for ids in texts]
+    logits = random(len(texts), V)
+    params = SamplingParams(think_budget=budget, banned_tokens=[END])
+    found = process(logits, params, history, think_ids=(START, END))
+    banned = process(logits, SamplingParams(banned_tokens=[END]), history)
+    only_end = torch.full((V,), OUT).index_fill(0, torch.tensor([END]), 0.0)
+    spent = [has_spent(ids, budget) for ids in texts]
+    assert 10 < sum(spent) < 190
+    for row, is_spent in enumerate(spent):
+        assert torch.equal(found[row], only_end if is_spent else banned[row])
+
+
+def test_a_think_budget_yields_to_forced_tokens_alone():
+    history = [History.of([1, START, 4, 4]) for _ in range(B)]
+    params = {"think_budget": 2, "no_repeat_ngram_size": 1, "repetition_penalty": 3.0}
+    for forced, token in (((), END), ((7,), 7)):
+        settings = SamplingParams(**params, forced_tokens=forced, top_k=1)
+        found = process(LOGITS["ordinary"], settings, history, think_ids=(START, END))
+        assert found.argmax(dim=-1).tolist() == [token] * B
 
 
 # The whole chain against transformers' generate.
@@ -480,12 +524,18 @@ def test_log_softmax_is_that_of_float64():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"banned_tokens": (41,)}, {"forced_tokens": (99,)}, {"min_new_tokens": 50}],
+    [
+        {"banned_tokens": (41,)},
+        {"forced_tokens": (99,)},
+        {"min_new_tokens": 50},
+        {"think_budget": 1},
+    ],
     ids=str,
 )
 def test_ids_beyond_the_vocabulary_are_refused(settings):
+    params, ids = SamplingParams(**settings), {"eos_ids": [77], "think_ids": [1, 41]}
     with pytest.raises(ConfigError, match="expected ids from 0 to 40"):
-        process(LOGITS["ordinary"], SamplingParams(**settings), HISTORY, eos_ids=[77])
+        process(LOGITS["ordinary"], params, HISTORY, **ids)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepwell.text import IncrementalDecoder, Tokenizer
-from stepwell.text.detokenize import _WindowStream
+from stepwell.text.detokenize import _WindowStream, continuation
 
 KINDS = [
     "character",
@@ -72,6 +72,45 @@ def test_text_split_over_bytes_comes_out_whole(
     shown = pieces(kinds[kind], kinds[kind].encode(text))
     assert "".join(shown) == text
     assert all(set(piece) <= set(text) for piece in shown)  # no half of a character among them
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_continuation_is_what_ids_add_to_the_text_before_them(
+    kinds: dict[str, Tokenizer], kind: str, data: st.DataObject
+) -> None:
+    tokenizer = kinds[kind]
+    some_ids = st.lists(st.integers(0, tokenizer.vocab_size + 1), max_size=12)
+    before, ids = data.draw(some_ids), data.draw(some_ids)
+    if tokenizer.is_byte_level:  # a text, unlike its bytes, ends with a whole character
+        before = tokenizer.encode(tokenizer.decode(before))
+    added = continuation(tokenizer, before, ids)
+    given_text, whole = tokenizer.decode(before), tokenizer.decode([*before, *ids])
+    if whole.startswith(given_text):
+        assert given_text + added == whole
+    else:  # bytes that broke the last character before them, or a decoder that rewrote it
+        assert added in (tokenizer.decode(ids), whole[len(whole) - len(added) :])
+    decoder = IncrementalDecoder(tokenizer, after=before)
+    assert "".join([*map(decoder.push, ids), decoder.flush()]) == added
+
+
+@pytest.mark.parametrize("kind", ["llama", "metaspace"])
+def test_a_space_at_the_beginning_of_a_continuation_stays(
+    kinds: dict[str, Tokenizer], kind: str
+) -> None:
+    tokenizer = kinds[kind]
+    hello = [tokenizer.id_of("▁hello")]
+    assert tokenizer.decode(hello) == "hello"
+    assert continuation(tokenizer, [], hello) == "hello"
+    for before in (hello, [1, *hello, 2], tokenizer.encode("日本"), tokenizer.encode(" ☃")):
+        assert continuation(tokenizer, before, hello) == " hello"
+
+
+def test_bytes_go_on_after_bytes_unless_they_break_a_character(llama: Tokenizer) -> None:
+    before = llama.encode("é")
+    assert continuation(llama, before, llama.encode("ü")[1:]) == "ü"
+    assert continuation(llama, before, [llama.id_of("<0xFF>"), llama.id_of("a")]) == "�a"
 
 
 def test_decoding_each_token_alone_breaks_the_law(bpe: Tokenizer, llama: Tokenizer) -> None:

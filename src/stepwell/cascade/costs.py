@@ -6,12 +6,13 @@ cheap in a full batch; so a cost in seconds always names its batch size.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -39,8 +40,8 @@ class Costs:
 
     stages: tuple[StageCost, ...]
 
-    KIND = "stage costs"
-    VERSION = 1
+    KIND: ClassVar[str] = "stage costs"
+    VERSION: ClassVar[int] = 1
 
     def seconds(self, batch: int) -> FloatArray:
         """Seconds an answer at a batch size, [K]. Raises CascadeError where none was measured."""
@@ -63,7 +64,10 @@ class Costs:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """The costs that `save` wrote."""
+        """The costs that `save` wrote.
+
+        Raises ConfigError where it is no JSON, FormatError where it is newer, else DataError.
+        """
         return from_document(cls, read_json(path), cls.KIND, cls.VERSION)
 
 
@@ -77,29 +81,35 @@ def measure_costs(
 ) -> Costs:
     """The median cost of an answer to these prompts; stages take turns, so that all drift alike.
 
-    Raises CascadeError where there are fewer prompts than the largest batch.
+    FLOPs are the mean over the largest batch. Raises CascadeError where there are fewer prompts
+    than that.
     """
-    if len(prompts) < max(batches):
-        raise CascadeError(f"{len(prompts)} prompts do not fill a batch of {max(batches)}.")
-    asked = dict(sampling or {})
-    times: dict[tuple[str, int], list[float]] = {}
-    flops = {}
-    for turn in range(REPETITIONS + 1):
-        for stage in stages:
-            for batch in batches:
-                start = clock()
-                answers = stage.answer(prompts[:batch], **asked)
-                elapsed = (clock() - start) / batch
-                flops[stage.name] = statistics.fmean(map(stage.flops, answers))
-                if turn:  # the first turn warms up
-                    times.setdefault((stage.name, batch), []).append(elapsed)
-    return Costs(
-        tuple(
-            StageCost(
-                stage.name,
-                flops[stage.name],
-                {str(batch): statistics.median(times[stage.name, batch]) for batch in batches},
-            )
-            for stage in stages
+    sizes = sorted(set(batches), reverse=True)
+    if not sizes or not 1 <= sizes[-1] <= sizes[0] <= len(prompts):
+        raise CascadeError(
+            f"{len(prompts)} prompts cannot be timed in batches of {sizes}.",
+            fix="give at least as many prompts as the largest batch (serving.max_rows) holds.",
         )
-    )
+    asked = dict(sampling or {})
+    seconds: dict[tuple[str, int], list[float]] = {}
+    flops: dict[str, float] = {}
+    for turn in range(REPETITIONS + 1):
+        for stage, size in itertools.product(stages, sizes):
+            start = clock()
+            answers = stage.answer(prompts[:size], **asked)
+            elapsed = clock() - start
+            if turn:  # the first turn warms up
+                seconds.setdefault((stage.name, size), []).append(elapsed / size)
+            elif size == sizes[0]:
+                flops[stage.name] = statistics.fmean(map(stage.flops, answers))
+    return Costs(tuple(_cost(stage.name, flops, seconds, sizes) for stage in stages))
+
+
+def _cost(
+    name: str,
+    flops: Mapping[str, float],
+    seconds: Mapping[tuple[str, int], Sequence[float]],
+    sizes: Sequence[int],
+) -> StageCost:
+    medians = {str(size): statistics.median(seconds[name, size]) for size in sizes}
+    return StageCost(name, flops[name], medians)

@@ -7,18 +7,22 @@ in a folder named after it: `ladder.yaml` and `ladder.fitted/`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from stepwell.config import Config, read_yaml, write_yaml
+from stepwell.errors import ConfigError, FormatError
+from stepwell.generate.request import SamplingParams
+
+FORMAT_VERSION: Final = 1
 
 
 class StageConfig(Config):
     """One stage: a model directory, and optionally what to train to get it."""
 
     name: str = Field(min_length=1)
-    model: str = Field(description="model directory, relative to the ladder file")
+    model: str = Field(min_length=1, description="model directory, relative to the ladder file")
     train: dict[str, Any] | None = Field(None, description="how to make it: task, preset, steps")
 
 
@@ -37,22 +41,38 @@ class PolicyConfig(Config):
     mode: Literal["anew"] = Field("anew", description="every stage answers the prompt anew")
     risk: RiskConfig = RiskConfig()
 
+    @field_validator("lam")
+    @classmethod
+    def _not_negative(cls, lam: float | str) -> float | str:
+        if not isinstance(lam, str) and lam < 0:
+            raise ValueError("expected auto, or a number from 0")
+        return lam
+
 
 class ServingConfig(Config):
     """How many rows a stage runs at once; costs are measured at this batch size."""
 
-    max_rows: int = Field(64, ge=1)
+    max_rows: int = Field(64, ge=1, le=65_536)
 
 
 class LadderConfig(Config):
     """A ladder of stages, smallest first."""
 
-    format_version: Literal[1] = 1
+    format_version: int = Field(FORMAT_VERSION, ge=1)
     stages: tuple[StageConfig, ...] = Field(min_length=2)
     policy: PolicyConfig = PolicyConfig()
     costs: Literal["measured", "flops"] = "measured"
     serving: ServingConfig = ServingConfig()
     sampling: dict[str, Any] = Field(default_factory=dict, description="fields of SamplingParams")
+
+    @field_validator("sampling")
+    @classmethod
+    def _can_be_sampled(cls, sampling: dict[str, Any]) -> dict[str, Any]:
+        try:
+            check_sampling(sampling)
+        except ConfigError as error:
+            raise ValueError(error.problem) from None
+        return sampling
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -63,13 +83,33 @@ class LadderConfig(Config):
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The ladder that a file describes. Raises ConfigError that names file and field."""
-        return cls.parse(read_yaml(path), where=str(path))
+        """The ladder that a file describes.
+
+        Raises ConfigError that names file and field, FormatError where a newer version wrote it.
+        """
+        values = read_yaml(path)
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise FormatError(
+                f"{path} has format_version {version}, this stepwell reads up to {FORMAT_VERSION}.",
+                fix="update stepwell.",
+            )
+        return cls.parse(values, where=str(path))
 
     def write(self, path: str | Path) -> None:
         """Save the ladder as YAML, without the fields that have their defaults."""
         plain = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        write_yaml(path, {"format_version": 1, **plain})
+        write_yaml(path, {"format_version": FORMAT_VERSION, **plain})
+
+
+def check_sampling(sampling: dict[str, Any]) -> None:
+    """Nothing; raises ConfigError where a cascade, one answer to a prompt, cannot sample so."""
+    params = SamplingParams(**sampling)
+    if params.n != 1:
+        raise ConfigError(
+            f"A cascade gives one answer to a prompt, n is {params.n}.",
+            fix="ask once for each answer, each time with another seed.",
+        )
 
 
 def fitted_directory(ladder_file: str | Path) -> Path:

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from stepwell.cascade.ladder import LadderConfig
+from stepwell.errors import CascadeError
 from stepwell.generate.request import Completion
 from stepwell.generate.text import Progress, TextGenerator
 from stepwell.model.fingerprint import model_fingerprint
@@ -27,7 +29,10 @@ class Stage(Protocol):
     def answer(
         self, prompts: Sequence[str], *, progress: Progress | None = None, **sampling: Any
     ) -> list[Completion]:
-        """One completion for each prompt, in order, with the log-probability of every token."""
+        """One completion for each prompt, in order, with the log-probability of every token.
+
+        One that could not be finished has the finish_reason "error".
+        """
 
     def flops(self, completion: Completion) -> float:
         """Floating-point operations that an answer took, its prompt included."""
@@ -45,16 +50,25 @@ class LocalStage:
         return model_fingerprint(self.generator.model)
 
     @classmethod
-    def load(cls, name: str, directory: str | Path, *, max_rows: int = 64) -> LocalStage:
-        """The stage that runs a model directory, up to `max_rows` prompts at once."""
-        return cls(name, TextGenerator.load(directory, max_rows=max_rows))
+    def load(
+        cls, name: str, directory: str | Path, *, max_rows: int = 64, **options: Any
+    ) -> LocalStage:
+        """The stage that runs a model directory, up to `max_rows` prompts at once.
+
+        `options` are those of TextGenerator.load. Raises CascadeError where there is no directory.
+        """
+        if not Path(directory).is_dir():
+            raise CascadeError(
+                f"Stage {name!r} has no model in {directory}.",
+                fix="correct `model:` in the ladder file, or train the stage.",
+            )
+        return cls(name, TextGenerator.load(directory, max_rows=max_rows, **options))
 
     def answer(
         self, prompts: Sequence[str], *, progress: Progress | None = None, **sampling: Any
     ) -> list[Completion]:
-        batches = self.generator.generate_batch(
-            prompts, progress=progress, logprobs=0, **{**sampling, "n": 1}
-        )
+        asked = {**sampling, "n": 1, "logprobs": sampling.get("logprobs") or 0}
+        batches = self.generator.generate_batch(prompts, progress=progress, **asked)
         return [choices[0] for choices in batches]
 
     def flops(self, completion: Completion) -> float:
@@ -62,3 +76,15 @@ class LocalStage:
         # The last token is sampled but never fed back.
         tokens = completion.usage.total_tokens - 1
         return config.flops(tokens, context=tokens // 2)
+
+
+def load_stages(config: LadderConfig, root: str | Path, **options: Any) -> list[LocalStage]:
+    """The stages of a ladder, ready to answer; `root` is the ladder file's directory.
+
+    `options` are those of TextGenerator.load. Raises CascadeError where a model is not there.
+    """
+    rows = config.serving.max_rows
+    return [
+        LocalStage.load(stage.name, Path(root) / stage.model, max_rows=rows, **options)
+        for stage in config.stages
+    ]

@@ -18,6 +18,7 @@ from cyclopts import App, ArgumentCollection, Group
 from stepwell.cli.console import Output, make_console
 from stepwell.cli.faults import INTERRUPTED, Fault, fault_of, show
 from stepwell.cli.help_page import HelpPage
+from stepwell.cli.words import before_delimiter
 from stepwell.version import __version__
 
 ABOUT: Final = """Train, look inside, generate from and cascade decoder-only transformers.
@@ -70,10 +71,9 @@ FAMILIES: Final = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line (without the program's name) and returns the exit code."""
-    tokens = dashed(sys.argv[1:] if argv is None else argv)
-    return guarded(tokens, lambda: execute(make_app(tokens), tokens))
+def run_words(words: Sequence[str]) -> int:
+    """Runs a command line whose flags are spelled with dashes, and returns its exit code."""
+    return guarded(words, lambda: execute(make_app(words), words))
 
 
 def make_app(tokens: Sequence[str] = (), *, whole: bool = False) -> App:
@@ -143,8 +143,7 @@ def execute(app: App, tokens: Sequence[str]) -> int:
 
 def guarded(tokens: Sequence[str], run: Callable[[], int]) -> int:
     """What `run` returns, or the exit code of what it raises, which is shown on standard error."""
-    options = tokens[: tokens.index("--")] if "--" in tokens else tokens
-    output = Output(json="--json" in options)
+    output = Output(json="--json" in before_delimiter(tokens))
     try:
         return run()
     except KeyboardInterrupt:
@@ -177,17 +176,6 @@ def usage_of(tokens: Sequence[str]) -> str:
         if token not in FAMILIES:
             break
     return " ".join(words)
-
-
-def dashed(tokens: Sequence[str]) -> list[str]:
-    """The tokens with --num_layers spelled --num-layers; nothing is changed after `--`."""
-    end = tokens.index("--") if "--" in tokens else len(tokens)
-    return [_dashed(token) for token in tokens[:end]] + list(tokens[end:])
-
-
-def _dashed(token: str) -> str:
-    name, equals, value = token.partition("=")
-    return name.replace("_", "-") + equals + value if token.startswith("--") else token
 
 
 def imported(path: str) -> Any:

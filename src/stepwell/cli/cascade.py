@@ -1,104 +1,135 @@
-"""`stepwell cascade`: run prompts through a ladder."""
+"""`stepwell cascade run`: answers to prompts by a ladder of models."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from rich.text import Text
 
-from stepwell.cli.console import Output, OutputFlags
+from stepwell.cli.compute import ComputeFlags
+from stepwell.cli.console import Output, OutputFlags, finite
+from stepwell.cli.flags import given_values, model_flags, with_flags
 from stepwell.cli.progress import GenerationProgress
+from stepwell.cli.prompts import Prompt, read_prompts
 from stepwell.config import write_atomically
-from stepwell.errors import DataError, UsageError
+from stepwell.device import set_threads
+from stepwell.errors import UsageError
+from stepwell.generate.request import SamplingParams
 
 if TYPE_CHECKING:
-    from stepwell.cascade.pipeline import Answer
+    from stepwell.cascade.pipeline import Answer, Cascade
+
+SAMPLING: Final = Group("Sampling", "What is not given is as the ladder file says.", sort_key=20)
+FLAGS: Final = model_flags(SamplingParams, SAMPLING, without=("n", "logprobs"), show_defaults=False)
 
 
-def run(
+def _run(
     ladder: Path,
-    prompts: Annotated[tuple[str, ...], Parameter(help="Prompts to answer.")] = (),
+    prompts: tuple[str, ...] = (),
+    /,
     *,
-    lam: Annotated[
-        float | None,
-        Parameter(name="--lambda", help="Price of a failure; the ladder's own if unset."),
-    ] = None,
-    input: Annotated[Path | None, Parameter(help='JSONL with a "prompt" on every line.')] = None,
-    output_file: Annotated[
-        Path | None, Parameter(name="--output", help="Write JSONL here.")
-    ] = None,
-    output: OutputFlags | None = None,
-) -> None:
-    """Answer prompts with a ladder, each going only as deep as it needs.
+    lam: Annotated[float | None, Parameter(name="--lambda")] = None,
+    input_file: Annotated[Path | None, Parameter(name="--input")] = None,
+    output_file: Annotated[Path | None, Parameter(name="--output")] = None,
+    compute: ComputeFlags = ComputeFlags(),  # noqa: B008  # it is frozen
+    output: OutputFlags = OutputFlags(),  # noqa: B008
+    **given: Any,
+) -> int:
+    """Answer prompts with a ladder of models, each prompt only as deep as it needs.
 
-    Examples:
         stepwell cascade run runs/demo/ladder.yaml 'zpqk>' --lambda 10
         stepwell cascade run runs/demo/ladder.yaml --input prompts.jsonl --output answers.jsonl
+
+    Parameters
+    ----------
+    ladder
+        A ladder file, such as the one that `stepwell demo` writes.
+    prompts
+        The texts to go on from.
+    lam
+        The price of a failure; the ladder's own where it is not given. 1 balances always the
+        smallest stage and always the largest, less is faster, more is better.
+    input_file
+        A file with a line {"prompt": "..."} for each prompt; an "id" is handed on.
+    output_file
+        Where the answers go, a line each, in the same order.
     """
-    with (output or OutputFlags()).open() as opened:
-        texts = [*prompts, *(_read_prompts(input) if input else [])]
-        if not texts:
+    with output.open() as opened:
+        asked = [Prompt(text, None, "") for text in prompts]
+        asked += read_prompts(input_file) if input_file is not None else []
+        if not asked:
             raise UsageError("There is no prompt.", fix="give one, or a file with --input.")
-        answers = _answer(opened, ladder, texts, lam)
-        plain = [
-            {"prompt": text, **_plain(done)} for text, done in zip(texts, answers, strict=True)
-        ]
-        if output_file is not None:
-            lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in plain]
-            write_atomically(output_file, "".join(lines))
-            opened.note(f"{len(lines)} answers in {output_file}")
-        else:
-            opened.result(plain, _view(texts, answers))
+        if input_file and output_file and output_file.exists() and output_file.samefile(input_file):
+            raise UsageError(f"{output_file} is the input.", fix="give another file to --output.")
+        cascade = _load(ladder, compute)
+        answers = _answer(opened, cascade, asked, lam, given_values(FLAGS, given))
+        _show(opened, asked, answers, output_file)
+    failed = sum(answer.completion.finish_reason == "error" for answer in answers)
+    if failed:
+        opened.warn(f"{failed} of {len(answers)} answers ended because a logit was not finite.")
+    return 1 if failed else 0
 
 
-def _answer(output: Output, ladder: Path, texts: list[str], lam: float | None) -> list[Answer]:
+run: Callable[..., int] = with_flags(_run, FLAGS)
+
+
+def _load(ladder: Path, compute: ComputeFlags) -> Cascade:
     from stepwell.cascade.pipeline import Cascade
 
-    cascade = Cascade.load(ladder)
+    if compute.threads:
+        set_threads(compute.threads)
+    return Cascade.load(ladder, device=compute.device, dtype=compute.dtype)
+
+
+def _answer(
+    output: Output,
+    cascade: Cascade,
+    prompts: Sequence[Prompt],
+    lam: float | None,
+    sampling: dict[str, Any],
+) -> list[Answer]:
+    """The answers to all prompts; how far they are is shown where they take a while."""
+    texts = [prompt.text for prompt in prompts]
+    if len(texts) <= cascade.config.serving.max_rows:
+        return cascade.generate_batch(texts, lam=lam, **sampling)
     with GenerationProgress(output, "answering", len(texts)) as progress:
-        shown = progress if len(texts) > cascade.config.serving.max_rows else None
-        return cascade.generate_batch(texts, lam=lam, progress=shown)
+        return cascade.generate_batch(texts, lam=lam, progress=progress, **sampling)
 
 
-def _read_prompts(path: Path) -> list[str]:
-    """The prompts of a JSONL file. Raises DataError that names file and line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, UnicodeDecodeError):
-        raise DataError(f"{path} is missing or not UTF-8 text.", fix="check the path.") from None
-    prompts = [
-        _prompt_of(line, path, number) for number, line in enumerate(lines, 1) if line.strip()
-    ]
-    if not prompts:
-        raise DataError(f"{path} holds no prompt.", fix='write lines such as {"prompt": "..."}.')
-    return prompts
+def _show(
+    output: Output, prompts: Sequence[Prompt], answers: Sequence[Answer], target: Path | None
+) -> None:
+    """Prints the answers, or writes them to a file."""
+    plain = [_plain(*pair) for pair in zip(prompts, answers, strict=True)]
+    if target is None:
+        output.result(plain, _view(prompts, answers))
+        return
+    write_atomically(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in plain))
+    output.result(
+        {"output": str(target), "prompts": len(plain)}, f"{len(plain)} prompts answered in {target}"
+    )
 
 
-def _prompt_of(line: str, path: Path, number: int) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        prompt = None
-    if not isinstance(prompt, str):
-        raise DataError(f'{path}, line {number}: expected a line such as {{"prompt": "..."}}.')
-    return prompt
-
-
-def _plain(answer: Answer) -> dict[str, Any]:
+def _plain(prompt: Prompt, answer: Answer) -> dict[str, Any]:
     """An answer as JSON holds it, without the tokens."""
-    return {key: value for key, value in asdict(answer).items() if key != "completion"}
+    known = {} if prompt.id is None else {"id": prompt.id}
+    fields = {key: value for key, value in asdict(answer).items() if key != "completion"}
+    reason = answer.completion.finish_reason
+    whole = {**known, "prompt": prompt.text, **fields, "finish_reason": reason}
+    return dict(finite(whole))
 
 
-def _view(texts: list[str], answers: list[Answer]) -> Text:
+def _view(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Text:
     """Each prompt with its answer, and how deep it went."""
     shown = Text()
-    for text, answer in zip(texts, answers, strict=True):
+    for prompt, answer in zip(prompts, answers, strict=True):
         path = " > ".join(visit.stage for visit in answer.trace)
-        shown.append(text, style="dim")
+        shown.append(prompt.text, style="dim")
         shown.append(answer.text, style="bold")
         shown.append(f"   {path}   believed {answer.p_good:.0%}   cost {answer.cost:.3f}\n", "dim")
     shown.rstrip()

@@ -13,6 +13,7 @@ from typing import Any, Final
 from cyclopts import Group
 
 from stepwell.cli.flags import Flag, given_values, model_flags
+from stepwell.cli.words import option
 from stepwell.config import merge, read_yaml
 from stepwell.errors import ConfigError, UsageError, suggest
 from stepwell.model.config import ModelConfig
@@ -63,16 +64,6 @@ def chosen_tasks(tokens: Sequence[str]) -> list[type[Task]]:
     if name not in TASKS:
         raise UsageError(f"There is no task {name!r}.", fix=suggest(name, TASKS))
     return [TASKS[name]]
-
-
-def option(tokens: Sequence[str], name: str) -> str | None:
-    """The value of an option in a command line that has not been parsed yet."""
-    for index, token in enumerate(tokens):
-        if token.startswith(f"{name}="):
-            return token.removeprefix(f"{name}=")
-        if token == name and index + 1 < len(tokens):
-            return tokens[index + 1]
-    return None
 
 
 def trainer_config(

@@ -60,7 +60,7 @@ def model_flags(
             (*at, name),
             group,
             (names or {}).get(name, (_spelled(name),)),
-            _shown_default(field) if show_defaults else False,
+            show_defaults,
         )
         for name, field in model.model_fields.items()
         if name not in without
@@ -102,24 +102,27 @@ def _flag(
     path: tuple[str, ...],
     group: Group,
     spelled: tuple[str, ...],
-    default: str | bool,
+    show_default: bool,
 ) -> Flag:
     kind = simple_type(field.annotation)
     known = str if kind is None else kind
+    default = None
+    if kind is not None and not field.is_required():
+        default = field.get_default(call_default_factory=True)
     parameter = Parameter(
         name=spelled,
         help=_sentence(field.description or ""),
         group=group,
         metavar=METAVARS.get(known) if kind else "YAML",
-        required=False,  # and no default: what is not given is not passed
-        show_default=default,
+        show_default=_shown(default) if show_default else False,
         negative=None if kind is bool else (),
     )
     return Flag(
         inspect.Parameter(
             spelled[-1].lstrip("-").replace("-", "_"),
             inspect.Parameter.KEYWORD_ONLY,
-            annotation=Annotated[known, parameter],
+            default=default,
+            annotation=Annotated[known if default is not None else known | None, parameter],
         ),
         path,
         takes_yaml=kind is None,
@@ -142,19 +145,20 @@ def simple_type(annotation: Any) -> Any:
     return None
 
 
-def _shown_default(field: FieldInfo) -> str | bool:
-    """What help says of the default; nothing where there is none, or where it is off."""
-    default = field.get_default(call_default_factory=True)
-    if field.is_required() or default in (None, "", ()) or default is False:
+def _shown(default: Any) -> str | bool:
+    """What help says of a default; nothing where it is off, empty or not there."""
+    if isinstance(default, bool):
+        return "on" if default else False
+    if default in (None, "", ()):
         return False
-    return (
-        "on" if default is True else f"{default:g}" if isinstance(default, float) else str(default)
-    )
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _sentence(text: str) -> str:
-    """The text with a capital at its beginning and a full stop at its end."""
-    return f"{text[:1].upper()}{text[1:].removesuffix('.')}." if text else ""
+    """The text with a full stop at its end, and a capital where it begins with a word."""
+    begin = text.partition(" ")[0]
+    capital = text[:1].upper() if begin.isalpha() else text[:1]
+    return f"{capital}{text[1:].removesuffix('.')}." if text else ""
 
 
 def _spelled(name: str) -> str:

@@ -27,10 +27,11 @@ class HelpPage:
         if not panel.entries:
             return
         print_text(console, Text(f"\n{panel.title}", style="bold"))
+        width = min(console.width, WIDEST)
         note = _plain(panel.description)
         if note:
-            print_text(console, Text(textwrap.indent(note, "  "), style="dim"))
-        width = min(console.width, WIDEST)
+            filled = textwrap.fill(note, width, initial_indent="  ", subsequent_indent="  ")
+            print_text(console, Text(filled, style="dim"))
         names = [_names(entry) for entry in panel.entries]
         column = min(NAME_WIDTH, max(len(name) for name in names) + 4)
         for name, entry in zip(names, panel.entries, strict=True):
@@ -81,7 +82,7 @@ def _row(name: str, entry: HelpEntry, column: int, width: int) -> Text:
     head = f"  {name}"
     if len(head) > column - 2:
         lines.insert(0, "")
-    row = Text(head.ljust(column), style="cyan")
+    row = Text(head if len(head) > column - 2 else head.ljust(column), style="cyan")
     row.append(lines[0], style="default")
     for line in lines[1:]:
         row.append("\n" + " " * column + line, style="default")

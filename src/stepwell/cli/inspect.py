@@ -57,7 +57,7 @@ def inspect(
         raise UsageError(f"--out {out}: expected a name that ends in {' or '.join(SUFFIXES)}.")
     if top < 1:
         raise UsageError(f"--top is {top}, expected 1 or more.")
-    chosen = numbers(layers, "--layers"), numbers(heads, "--heads")
+    chosen = parse_choice(layers, "--layers"), parse_choice(heads, "--heads")
     with output.open() as opened:
         generator = compute.load(model)
         likeliest = next_tokens(generator, prompt, top)
@@ -72,7 +72,7 @@ def inspect(
         _say_where(out, opened)
 
 
-def numbers(text: str, flag: str) -> list[int] | None:
+def parse_choice(text: str, flag: str) -> list[int] | None:
     """The numbers in "0,2" or "0-3", each once, in order; None for "all". Raises UsageError."""
     if text == "all":
         return None

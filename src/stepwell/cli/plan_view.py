@@ -70,7 +70,7 @@ def plan_table(trainer: Trainer, plan: Plan, done: int, seconds: float | None) -
     )
     table.add_row("memory", _of(plan.memory_bytes, free_memory(trainer.device)))
     table.add_row("disk", _of(plan.disk_bytes, free_disk(plan.directory)))
-    table.add_row("time", f"about {duration(seconds)}" if seconds is not None else "not measured")
+    table.add_row("time", _duration(seconds))
     return table
 
 
@@ -113,6 +113,12 @@ def _state(plan: Plan, done: int) -> Text:
 def _task(trainer: Trainer) -> str:
     fields = {name: value for name, value in trainer.task.plain().items() if name != "name"}
     return f"{trainer.task.name}: " + ", ".join(f"{name} {value}" for name, value in fields.items())
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "not measured: a step takes long here"
+    return f"about {duration(seconds)}" if seconds >= 1 else "less than a second"
 
 
 def _of(needed: int, free: int | None) -> str:

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
-from stepwell.cli.app import bare_app, dashed, execute, guarded, imported
+from stepwell.cli.app import bare_app, execute, guarded, imported
 from stepwell.cli.configured import chosen_tasks, trainer_config, training_flags
 from stepwell.cli.console import Output, OutputFlags
 from stepwell.cli.faults import INTERRUPTED
@@ -24,6 +24,7 @@ from stepwell.cli.flags import with_flags
 from stepwell.cli.interrupt import stop_on_interrupt
 from stepwell.cli.plan_view import expected_seconds, plan_as_plain, plan_table, shortages
 from stepwell.cli.progress import TrainingProgress
+from stepwell.cli.words import dashed
 from stepwell.config import read_yaml
 from stepwell.model.presets import presets
 from stepwell.tasks import TASKS, Task
@@ -192,14 +193,13 @@ class Session:
     def suggest_next(self, directory: Path) -> None:
         """Says what can be done with the model now."""
         example = self.trainer.task.example_in("test", 0)
-        begin = example.prompt if example.prompt != example.text else example.text[:PROMPT_SHOWN]
-        prompt = shlex.quote(begin)
+        inspected = shlex.quote(example.text[:PROMPT_SHOWN])
+        commands = [f"stepwell inspect {directory} {inspected} --out attention.html"]
+        if not example.targets[0].in_place:
+            prompt = shlex.quote(example.prompt or example.text[:PROMPT_SHOWN])
+            commands.insert(0, f"stepwell generate {directory} {prompt} --temperature 0")
         self.output.note("Next:", style="dim")
-        for command in (
-            f"stepwell generate {directory} {prompt} --temperature 0",
-            f"stepwell inspect {directory} {prompt} --out attention.html",
-            "stepwell models",
-        ):
+        for command in (*commands, "stepwell models"):
             self.output.note(Text(f"  {command}", style="cyan"))
 
 

@@ -2,37 +2,43 @@
 
 All rules are replayed on the same test prompts, on which every stage was run once. A rule that has
 a setting gets it from the calibration prompts, by the criterion that the cascade's own lambda was
-chosen by: the cheapest one that keeps the largest stage's quality within a point.
+chosen by: the cheapest one that keeps the largest stage's quality within a point. A baseline may
+mix two settings by lot to keep it exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from stepwell.cascade.collect import Collected
-from stepwell.cascade.features import FEATURES
+from stepwell.cascade.exchange import Exchange
+from stepwell.cascade.features import FEATURES, LOWEST_LOGPROB
 from stepwell.cascade.fitted import QUALITY_MARGIN
 from stepwell.cascade.paths import FloatArray, Outcome, Paths
 from stepwell.cascade.pipeline import Cascade
+from stepwell.cascade.stopping import open_loop
 from stepwell.cascade.tuning import LAMBDAS
-from stepwell.evals.baselines import ThresholdRule, always, oracle, tune_thresholds
+from stepwell.evals.baselines import always, every_stage, myopic, oracle, tune_thresholds
 from stepwell.evals.frontier import (
     Curve,
     Difference,
     Standing,
-    cheapest_reaching,
     hull_indices,
     paired_difference,
     standings,
 )
+from stepwell.evals.reliability import Reliability, reliability
 
 LADDER = "ladder"
 MIXING = "random mixing"
 THRESHOLD = "confidence threshold"
+MYOPIC = "myopic rule"
+OPEN_LOOP = "open-loop rule"
+EVERY = "all stages in turn"
 ORACLE = "oracle that pays the path"
 SHOWN_LAMBDAS = (0.1, 1.0, 10.0)
 
@@ -66,17 +72,21 @@ class Row:
 class Comparison:
     """The cascade and everything it was held against.
 
-    rows: each rule at its setting, the oracle (the floor) last. lambdas: the cascade at prices that
-    a request may name. curves: cost against quality of each rule with a setting. standings: where
-    they lie between random mixing and the oracle. differences: cascade minus the rule named, paired
-    over prompts.
+    batch: the batch size of the headline cost. rows: each rule at its setting, the oracle (the
+    floor) last. lambdas: the cascade at prices that a request may name. curves: cost against
+    quality of each rule with a setting. standings: where they lie between random mixing and the
+    oracle. differences: cascade minus the rule named, paired over prompts. reliability: of what is
+    believed of each stage's answer when it has come. exchange: what lambda is relative to.
     """
 
+    batch: int
     rows: tuple[Row, ...]
     lambdas: tuple[Row, ...]
     curves: tuple[Curve, ...]
     standings: tuple[Standing, ...]
     differences: tuple[tuple[str, Difference], ...]
+    reliability: tuple[Reliability, ...]
+    exchange: Exchange
     weights: FloatArray
 
     def row(self, name: str) -> Row:
@@ -84,17 +94,19 @@ class Comparison:
         return next(row for row in self.rows if row.name == name)
 
 
-def compare(cascade: Cascade, calibration: Collected, test: Collected, batch: int) -> Comparison:
+def compare(cascade: Cascade, calibration: Collected, test: Collected) -> Comparison:
     """How the cascade stands on prompts that nothing was fitted or tuned on.
 
-    batch: the batch size of the headline cost; batch size 1 and FLOPs stand beside it.
+    The headline cost is in seconds at the batch size that the ladder serves at; batch size 1 and
+    FLOPs stand beside it.
     """
-    bench = Bench(cascade, calibration, test, batch)
-    rules = [*bench.fixed(), bench.mixing(), bench.threshold(), bench.ladder()]
-    floor = bench.replay(ORACLE, oracle(bench.test, bench.units, pays="path"))
+    bench = Bench(cascade, calibration, test)
+    rules = [*bench.fixed(), *bench.simpler(), bench.ladder()]
+    floor = bench.oracle()
     fixed, *curves = bench.curves()
-    limit = Curve(ORACLE, floor.cost[None], floor.good[None])
+    limit = Curve.of(ORACLE, [floor])
     return Comparison(
+        batch=bench.batch,
         rows=tuple(bench.row(rule) for rule in (*rules, floor)),
         lambdas=tuple(bench.row(bench.ladder(lam)) for lam in SHOWN_LAMBDAS),
         curves=(fixed, *curves, limit),
@@ -102,6 +114,8 @@ def compare(cascade: Cascade, calibration: Collected, test: Collected, batch: in
         differences=tuple(
             (rule.name, paired_difference(rules[-1], rule, test.weights)) for rule in rules[:-1]
         ),
+        reliability=bench.reliability(),
+        exchange=bench.exchange,
         weights=test.weights,
     )
 
@@ -109,64 +123,50 @@ def compare(cascade: Cascade, calibration: Collected, test: Collected, batch: in
 class Bench:
     """The test prompts, the calibration prompts and the costs that all rules are measured with."""
 
-    def __init__(
-        self, cascade: Cascade, calibration: Collected, test: Collected, batch: int
-    ) -> None:
-        self.cascade, self.batch = cascade, batch
-        self.calibration = self._paths(calibration)
-        self.test = self._paths(test)
-        self.calibration_confidence = _confidence(calibration)
-        self.test_confidence = _confidence(test)
-        self.units = _relative(cascade.fitted.costs.seconds(batch))
+    def __init__(self, cascade: Cascade, calibration: Collected, test: Collected) -> None:
+        self.cascade, self.batch = cascade, cascade.config.serving.max_rows
+        predictor = cascade.fitted.predictor
+        self.calibration, self.test = calibration.paths(predictor), test.paths(predictor)
+        self._calibration_confidence = _confidence(calibration)
+        self._test_confidence = _confidence(test)
+        self.units = _relative(cascade.fitted.costs.seconds(self.batch))
+        self._numbers = range(1, len(self.units) + 1)
 
     def fixed(self) -> list[Replay]:
         """Always one stage, for each stage."""
         return [
-            self.replay(f"always {stage.name}", always(self.test, self.units, number))
+            self._replay(f"always {stage.name}", always(self.test, self.units, number))
             for number, stage in enumerate(self.cascade.stages, start=1)
         ]
 
-    def mixing(self) -> Replay:
-        """Two fixed stages drawn by lot, in the share that reaches the target on calibration."""
-        numbers = range(1, len(self.units) + 1)
-        known = [always(self.calibration, self.units, number) for number in numbers]
-        quality = np.array([self.calibration.mean(outcome.good) for outcome in known])
-        corners = hull_indices(self.units, quality)
-        upper = int(np.searchsorted(quality[corners], self.target))
-        low, high = corners[max(upper - 1, 0)], corners[upper]
-        gap = quality[high] - quality[low]
-        share = (self.target - quality[low]) / gap if gap > 0 else 1.0
-        fixed = self.fixed()
-        return self._mixed(MIXING, fixed[high], fixed[low], float(share))
-
-    def threshold(self) -> Replay:
-        """Up to the first answer that is confident enough, thresholds tuned on calibration."""
-        rules = self._threshold_rules
-        known = [
-            rule.run(self.calibration_confidence, self.calibration, self.units) for rule in rules
+    def simpler(self) -> list[Replay]:
+        """All stages in turn, and rules that know less than the cascade, each tuned as it was."""
+        return [
+            self._replay(EVERY, every_stage(self.test, self.units)),
+            self._tuned(MIXING, self._always(self.calibration), self._always(self.test)),
+            self._tuned(THRESHOLD, *self._thresholds),
+            self._priced(MYOPIC, lambda paths, price: myopic(paths, self.units, price)),
+            self._priced(
+                OPEN_LOOP, lambda paths, price: open_loop(self.units, price).run(paths, self.units)
+            ),
         ]
-        chosen = self._cheapest(known)
-        return self.replay(THRESHOLD, self._run_threshold(rules[chosen]))
 
     def ladder(self, lam: float | None = None) -> Replay:
         """The cascade's own rule, at its own price or another."""
-        policy = self.cascade.policy(lam)
         name = LADDER if lam is None else f"lambda {lam:g}"
-        return self.replay(name, policy.run(self.test, self.units))
+        return self._replay(name, self.cascade.policy(lam).run(self.test))
+
+    def oracle(self) -> Replay:
+        """The stages in order up to the first right answer: less no rule that looks can pay."""
+        return self._replay(ORACLE, oracle(self.test, self.units, pays="path"))
 
     def curves(self) -> tuple[Curve, ...]:
         """Fixed stages, thresholds and the cascade, each over all of its settings."""
-        policies = [self.cascade.policy(lam) for lam in LAMBDAS]
-        numbers = range(1, len(self.units) + 1)
         return (
-            Curve.of(MIXING, [always(self.test, self.units, number) for number in numbers]),
-            Curve.of(THRESHOLD, [self._run_threshold(rule) for rule in self._threshold_rules]),
-            Curve.of(LADDER, [policy.run(self.test, self.units) for policy in policies]),
+            Curve.of(MIXING, self._always(self.test)),
+            Curve.of(THRESHOLD, self._thresholds[1]),
+            Curve.of(LADDER, [self.ladder(lam) for lam in LAMBDAS]),
         )
-
-    def replay(self, name: str, outcome: Outcome) -> Replay:
-        """An outcome under a name."""
-        return Replay(name, outcome.good, outcome.stages_run.astype(float), outcome.cost)
 
     def row(self, rule: Replay) -> Row:
         """A rule in means over the test prompts."""
@@ -174,11 +174,29 @@ class Bench:
         return Row(
             rule.name,
             quality=self.test.mean(rule.good),
-            batched=self.test.mean(rule.runs @ self.units),
+            batched=self.test.mean(rule.cost),
             flops=self.test.mean(rule.runs @ _relative(costs.flops())),
             alone=self.test.mean(rule.runs @ _relative(costs.seconds(1))),
             stages_run=self.test.mean(rule.runs.sum(axis=1)),
         )
+
+    def reliability(self) -> tuple[Reliability, ...]:
+        """How far belief in each stage's answer, when all up to it were run, is borne out."""
+        test = self.test
+        return tuple(
+            reliability(
+                stage.name,
+                test.after((1 << number) - 1)[:, number - 1],
+                test.good[:, number - 1],
+                test.weights,
+            )
+            for number, stage in enumerate(self.cascade.stages, start=1)
+        )
+
+    @cached_property
+    def exchange(self) -> Exchange:
+        """What one failure costs at lambda = 1."""
+        return Exchange.measure(self.calibration, self.units)
 
     @property
     def target(self) -> float:
@@ -186,37 +204,66 @@ class Bench:
         return self.calibration.mean(self.calibration.good[:, -1]) - QUALITY_MARGIN
 
     @cached_property
-    def _threshold_rules(self) -> tuple[ThresholdRule, ...]:
-        return tune_thresholds(self.calibration_confidence, self.calibration, self.units)
-
-    def _run_threshold(self, rule: ThresholdRule) -> Outcome:
-        return rule.run(self.test_confidence, self.test, self.units)
-
-    def _cheapest(self, outcomes: Sequence[Outcome]) -> int:
-        """Which of these outcomes on the calibration prompts reaches the target most cheaply."""
-        cost = np.array([self.calibration.mean(outcome.cost) for outcome in outcomes])
-        quality = np.array([self.calibration.mean(outcome.good) for outcome in outcomes])
-        return cheapest_reaching(cost, quality, self.target)
-
-    def _paths(self, data: Collected) -> Paths:
-        beliefs = self.cascade.fitted.predictor.paths_by_state(data.features)
-        return Paths(beliefs, data.good, data.weights)
-
-    def _mixed(self, name: str, first: Replay, second: Replay, share: float) -> Replay:
-        def mix(one: FloatArray, other: FloatArray) -> FloatArray:
-            return share * one + (1.0 - share) * other
-
-        return Replay(
-            name,
-            mix(first.good, second.good),
-            mix(first.runs, second.runs),
-            mix(first.cost, second.cost),
+    def _thresholds(self) -> tuple[list[Outcome], list[Outcome]]:
+        """Up to the first answer that is confident enough, at thresholds tuned on calibration."""
+        units = self.units
+        rules = tune_thresholds(self._calibration_confidence, self.calibration, units)
+        return (
+            [rule.run(self._calibration_confidence, self.calibration, units) for rule in rules],
+            [rule.run(self._test_confidence, self.test, units) for rule in rules],
         )
+
+    def _always(self, paths: Paths) -> list[Outcome]:
+        return [always(paths, self.units, number) for number in self._numbers]
+
+    def _priced(self, name: str, rule: Callable[[Paths, float], Outcome]) -> Replay:
+        """A rule that weighs cost against failures, at the price that suits it."""
+        prices = [lam * self.exchange.price for lam in LAMBDAS]
+        known = [rule(self.calibration, price) for price in prices]
+        return self._tuned(name, known, [rule(self.test, price) for price in prices])
+
+    def _tuned(self, name: str, known: Sequence[Outcome], tried: Sequence[Outcome]) -> Replay:
+        """Two settings drawn by lot, in the share that reaches the target on calibration.
+
+        known and tried are what each setting does on calibration and test. The best setting alone
+        where none reaches the target.
+        """
+        mean = self.calibration.mean
+        quality = np.array([mean(outcome.good) for outcome in known])
+        cost = np.array([mean(outcome.cost) for outcome in known])
+        corners = hull_indices(cost, quality)
+        upper = min(int(np.searchsorted(quality[corners], self.target)), len(corners) - 1)
+        low, high = corners[max(upper - 1, 0)], corners[upper]
+        gap = quality[high] - quality[low]
+        share = min((self.target - quality[low]) / gap, 1.0) if gap > 0 else 1.0
+        return _mixed(self._replay(name, tried[high]), self._replay(name, tried[low]), share)
+
+    def _replay(self, name: str, outcome: Outcome) -> Replay:
+        runs = outcome.stages_run.astype(np.float64)
+        return Replay(name, outcome.good, runs, runs @ self.units)
+
+
+def _mixed(first: Replay, second: Replay, share: float) -> Replay:
+    """What is expected of drawing the first rule with a probability, else the second."""
+
+    def mix(one: FloatArray, other: FloatArray) -> FloatArray:
+        return share * one + (1.0 - share) * other
+
+    return Replay(
+        first.name,
+        mix(first.good, second.good),
+        mix(first.runs, second.runs),
+        mix(first.cost, second.cost),
+    )
 
 
 def _confidence(data: Collected) -> FloatArray:
-    """Each stage's confidence in its own answer: the mean log-probability of its tokens, [N, K]."""
-    return data.features[:, :, FEATURES.index("logprob_mean")]
+    """Each stage's confidence in its answer, the mean log-probability of its tokens, [N, K].
+
+    The lowest where the answer has none.
+    """
+    known = data.features[:, :, FEATURES.index("logprob_mean")]
+    return np.nan_to_num(known, nan=LOWEST_LOGPROB)
 
 
 def _relative(costs: FloatArray) -> FloatArray:

@@ -7,7 +7,7 @@ stopping rule and test have facts of their own, neighbouring ranks dealt out in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ from stepwell.tasks.example import Example
 from stepwell.tasks.facts import Facts
 
 SPLITS = ("predictor", "calibration", "test")
-RANKS = (0, 128, 512, 1024, 2048)
+RANKS = (0, 128, 512, 1024, 2048)  # between which difficulty is averaged
 
 
 def facts_ladder() -> LadderConfig:
@@ -69,7 +69,8 @@ class FactsData:
 
     def by_difficulty(self) -> tuple[list[str], list[int], FloatArray]:
         """Groups of ranks by name, facts in each, each stage's share of right answers [R, K]."""
-        spans = list(pairwise(RANKS))
+        total = len(self.examples)
+        spans = list(pairwise([*(rank for rank in RANKS if rank < total), total]))
         names = [f"ranks {low + 1:,} to {high:,}" for low, high in spans]
         right = np.stack([self.collected.good[low:high].mean(axis=0) for low, high in spans])
         return names, [high - low for low, high in spans], right
@@ -80,14 +81,23 @@ class FactsData:
         return rows
 
 
-def ask_all(task: Facts, stages: Sequence[Stage], config: LadderConfig) -> FactsData:
-    """Every stage's answer to every fact, each weighted with how often it is drawn."""
+def ask_all(
+    task: Facts,
+    stages: Sequence[Stage],
+    config: LadderConfig,
+    on_stage: Callable[[str], None] | None = None,
+) -> FactsData:
+    """Every stage's answer to every fact, each weighted with how often it is drawn.
+
+    `on_stage` is told the name of each stage before it is asked.
+    """
     examples = task.all()
     collected = collect(
         stages,
         [example.prompt for example in examples],
         lambda row, text: task.grade(examples[row], text),
         weights=[example.weight for example in examples],
+        on_stage=on_stage,
         **config.sampling,
     )
     return FactsData(tuple(examples), collected)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from stepwell.config import write_json
 from stepwell.evals.cascade import LADDER, ORACLE, Comparison
@@ -14,8 +15,12 @@ from stepwell.evals.cascade_figures import (
     difficulty_table,
     frontier_chart,
     lambda_table,
+    price_in_words,
+    reliability_chart,
+    reliability_table,
     rules_table,
     standings_table,
+    why_costs_differ,
 )
 from stepwell.evals.facts_ladder import FactsData
 from stepwell.evals.live import LiveRun
@@ -24,7 +29,7 @@ from stepwell.report.figure import Picture
 from stepwell.train.log import read_records
 from stepwell.train.run_folder import Run
 
-BATCH = 64
+FORMAT_VERSION: Final = 1  # of results.json
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,44 +58,43 @@ class DemoResult:
 
 def write_report(result: DemoResult, directory: Path, command: str) -> Path:
     """The page, with its pictures as PNGs and its numbers as JSON beside it."""
-    names = list(result.runs)
-    groups, counts, right = result.data.by_difficulty()
-    losses = loss_chart(result.runs)
-    frontier = frontier_chart(result.comparison, BATCH)
-    difficulty = difficulty_chart(names, groups, right)
+    names, (groups, _, right) = list(result.runs), result.data.by_difficulty()
     pictures: dict[str, Picture] = {
-        "loss": losses,
-        "difficulty": difficulty,
-        "frontier": frontier,
+        "frontier": frontier_chart(result.comparison),
+        "difficulty": difficulty_chart(names, groups, right),
+        "reliability": reliability_chart(result.comparison),
+        "loss": loss_chart(result.runs),
         "attention": result.attention,
     }
     for name, picture in pictures.items():
         write_png(picture, directory / f"{name}.png")
     write_json(directory / "results.json", plain(result))
-    page = Page(
-        "A ladder that goes only as deep as it needs", lead=summary(result), command=command
-    )
-    page.add(headline(result))
+    return report_page(result, pictures, command).write(directory / "report.html")
+
+
+def report_page(result: DemoResult, pictures: Mapping[str, Picture], command: str) -> Page:
+    """The page; its pictures go by the names of their files."""
+    comparison = result.comparison
+    title = "A ladder that goes only as deep as it needs"
+    page = Page(title, lead=summary(result), command=command).add(headline(result))
     page.section("Cost against quality").add(
-        frontier,
-        rules_table(result.comparison, BATCH),
-        differences_table(result.comparison),
-        standings_table(result.comparison),
+        pictures["frontier"],
+        why_costs_differ(comparison.batch),
+        rules_table(comparison),
+        differences_table(comparison),
+        standings_table(comparison),
     )
-    page.section("The price of a failure").add(
-        "Lambda is the price of one failure relative to the ladder's own rate of exchange: at 1,"
-        " always the smallest stage and always the largest are worth the same.",
-        lambda_table(result.comparison, BATCH),
-    )
+    page.section("The price of a failure").add(price_in_words(comparison), lambda_table(comparison))
+    page.section("What is believed").add(pictures["reliability"], reliability_table(comparison))
     page.section("Where each stage fails").add(
         "The facts were learnt by heart, frequent ones first. Rank is difficulty.",
-        difficulty,
-        difficulty_table(names, groups, right, counts),
+        pictures["difficulty"],
+        difficulty_table(list(result.runs), *result.data.by_difficulty()),
     )
     page.section("Some answers").add(answers_table(result))
-    page.section("Training").add(losses)
-    page.section("Attention of the largest stage").add(result.attention)
-    return page.write(directory / "report.html")
+    page.section("Training").add(pictures["loss"])
+    page.section("Attention of the largest stage").add(pictures["attention"])
+    return page
 
 
 def headline(result: DemoResult) -> Facts:
@@ -101,7 +105,7 @@ def headline(result: DemoResult) -> Facts:
         (
             ("right, ladder", f"{result.live_quality:.1%}"),
             (f"right, always {largest}", f"{top.quality:.1%}"),
-            (f"seconds of always {largest}, live", f"{result.live.relative(LADDER, largest):.2f}"),
+            (f"seconds of always {largest}, live", f"{result.live.relative_to(largest):.2f}"),
             (f"FLOPs of always {largest}", f"{own.flops:.2f}"),
             ("oracle's seconds, the floor", f"{result.comparison.row(ORACLE).batched:.2f}"),
         )
@@ -110,13 +114,13 @@ def headline(result: DemoResult) -> Facts:
 
 def summary(result: DemoResult) -> str:
     """The headline in a sentence."""
-    top = result.comparison.row(f"always {result.largest}")
-    seconds = result.live.relative(LADDER, result.largest)
+    own, top = result.comparison.row(LADDER), result.comparison.row(f"always {result.largest}")
+    seconds = result.live.relative_to(result.largest)
     return (
         f"Going only as deep as each prompt needs took {seconds:.2f}"
-        f" of the seconds of always asking the largest stage (batch {BATCH}, measured live) and"
-        f" {result.comparison.row(LADDER).flops:.2f} of its FLOPs, and was right"
-        f" {result.live_quality:.1%} of the time against {top.quality:.1%}."
+        " of the seconds of always asking the largest stage"
+        f" (batch {result.comparison.batch}, measured live) and {own.flops:.2f} of its FLOPs,"
+        f" and was right {result.live_quality:.1%} of the time against {top.quality:.1%}."
     )
 
 
@@ -144,16 +148,21 @@ def answers_table(result: DemoResult, count: int = 12) -> Table:
     return Table(("prompt", "answer", "", "stages run", "believed", "cost"), rows)
 
 
-def plain(result: DemoResult) -> dict[str, object]:
+def plain(result: DemoResult) -> dict[str, Any]:
     """The numbers of the report as plain values."""
-
-    def rows(of: Sequence[object]) -> list[dict[str, object]]:
-        return [dict(vars(row)) for row in of]
-
+    comparison = result.comparison
     return {
-        "format_version": 1,
-        "batch": BATCH,
-        "live": {"quality": result.live_quality, "seconds": result.live.seconds},
-        "rules": rows(result.comparison.rows),
-        "lambdas": rows(result.comparison.lambdas),
+        "format_version": FORMAT_VERSION,
+        "batch": comparison.batch,
+        "live": {
+            "quality": result.live_quality,
+            "seconds": result.live.seconds,
+            "stage_seconds": result.live.stage_seconds,
+        },
+        "rules": [asdict(row) for row in comparison.rows],
+        "lambdas": [asdict(row) for row in comparison.lambdas],
+        "ladder_minus": {name: asdict(found) for name, found in comparison.differences},
+        "exchange": asdict(comparison.exchange),
+        "calibration_error": {stage.name: stage.error for stage in comparison.reliability},
+        "stages": {name: str(run.directory) for name, run in result.runs.items()},
     }

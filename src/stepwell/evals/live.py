@@ -14,14 +14,15 @@ REPETITIONS = 5
 
 @dataclass(frozen=True)
 class LiveRun:
-    """What the cascade answered, and the seconds of the ladder and of always one stage."""
+    """What the cascade answered, its seconds, and those of always one stage by its name."""
 
     answers: tuple[Answer, ...]
-    seconds: dict[str, float]
+    seconds: float
+    stage_seconds: dict[str, float]
 
-    def relative(self, name: str, to: str) -> float:
-        """The seconds of one rule in units of another's."""
-        return self.seconds[name] / self.seconds[to]
+    def relative_to(self, stage: str) -> float:
+        """The cascade's seconds in units of always this stage's."""
+        return self.seconds / self.stage_seconds[stage]
 
 
 def run_live(
@@ -30,17 +31,20 @@ def run_live(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> LiveRun:
-    """The cascade's answers, with median times of it and of always one stage, taking turns."""
-    seconds: dict[str, list[float]] = {}
+    """The cascade's answers, with median times of it and of always one stage, taking turns.
+
+    The cascade's time holds everything that it does: features, beliefs and decisions too.
+    """
+    own: list[float] = []
+    others: dict[str, list[float]] = {stage.name: [] for stage in cascade.stages}
     answers: list[Answer] = []
     for _ in range(REPETITIONS):
         start = clock()
         answers = cascade.generate_batch(prompts)
-        seconds.setdefault("ladder", []).append(clock() - start)
+        own.append(clock() - start)
         for stage in cascade.stages:
             start = clock()
             stage.answer(prompts, **cascade.config.sampling)
-            seconds.setdefault(stage.name, []).append(clock() - start)
-    return LiveRun(
-        tuple(answers), {name: statistics.median(times) for name, times in seconds.items()}
-    )
+            others[stage.name].append(clock() - start)
+    medians = {name: statistics.median(times) for name, times in others.items()}
+    return LiveRun(tuple(answers), statistics.median(own), medians)

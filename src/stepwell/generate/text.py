@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
-from stepwell.errors import ConfigError, LogitsError, PromptError
+from stepwell.errors import ConfigError, LogitsError, PromptError, suggest
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.record import Chosen, Recording, record
 from stepwell.generate.request import (
@@ -75,7 +75,7 @@ class TextGenerator:
         kv_cache_bytes: int | None = None,
         long_prompt: LongPrompt = "error",
     ) -> None:
-        _check_fit(model, tokenizer)
+        _check(model, tokenizer, long_prompt)
         self.model, self.tokenizer = model, tokenizer
         self.defaults = defaults or SamplingParams()
         self.long_prompt = long_prompt
@@ -328,14 +328,17 @@ def _feed(handle: Handle, transcript: Transcript, event: Event) -> str:
     return text
 
 
-def _check_fit(model: Transformer, tokenizer: Tokenizer) -> None:
-    """Raises ConfigError where the tokenizer has ids that the model does not know."""
-    if model.config.vocab_size < tokenizer.vocab_size:
-        known, needed = model.config.vocab_size, tokenizer.vocab_size
+def _check(model: Transformer, tokenizer: Tokenizer, long_prompt: str) -> None:
+    """Raises ConfigError where the tokenizer has more ids than the model, or for a wrong option."""
+    known, needed = model.config.vocab_size, tokenizer.vocab_size
+    if known < needed:
         raise ConfigError(
             f"The tokenizer has {needed} tokens, the model {known}.",
             fix="load the tokenizer that the model was trained with.",
         )
+    choices = get_args(LongPrompt)
+    if long_prompt not in choices:
+        raise ConfigError(f"long_prompt is {long_prompt!r}. {suggest(long_prompt, choices)}")
 
 
 def _ids_of(tokenizer: Tokenizer, *roles: str) -> list[int]:
