@@ -67,3 +67,9 @@ def own_run(trained: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "runs" / "tiny"
     shutil.copytree(trained, copy)
     return copy
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """The command line of a tiny run in a folder of its own."""
+    return ["train", *TINY, "--runs", str(tmp_path / "runs"), "--run-name", "tiny"]

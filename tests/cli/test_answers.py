@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,13 +23,15 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def words(trained: Path, source: Path, tmp_path: Path) -> list[object]:
+def asking(trained: Path, source: Path, tmp_path: Path) -> list[object]:
+    """The command line that answers the prompts twice each."""
     target = tmp_path / "out" / "answers.jsonl"
     return ["generate", trained, "--input", source, "--output", target, "--seed", 4, "-n", 2]
 
 
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
 
 
 @pytest.fixture
@@ -46,23 +49,23 @@ def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return asked
 
 
-def test_each_prompt_has_its_answers_in_order(run, words, trained: Path) -> None:
-    ended = run(*words)
+def test_each_prompt_has_its_answers_in_order(run, asking, trained: Path) -> None:
+    ended = run(*asking)
     assert ended.code == 0
-    written = lines(words[5])
+    written = lines(asking[5])
     assert [row["prompt"] for row in written] == [row["prompt"] for row in PROMPTS]
     assert [row.get("id") for row in written] == ["first", None, 3]
     generator = TextGenerator.load(trained, device="cpu")
     expected = generator.generate_batch(["abcd>", "ef", "zzzz>"], seed=4, n=2)
     texts = [[answer["text"] for answer in row["answers"]] for row in written]
     assert texts == [[answer.text for answer in each] for each in expected]
-    assert not Path(f"{words[5]}.part").exists()
+    assert not Path(f"{asking[5]}.part").exists()
 
 
-def test_what_was_stopped_goes_on_and_ends_the_same(run, words, one_at_a_time) -> None:
-    run(*words)
-    whole = words[5].read_bytes()
-    words[5].unlink()
+def test_what_was_stopped_goes_on_and_ends_the_same(run, asking, one_at_a_time) -> None:
+    run(*asking)
+    whole = asking[5].read_bytes()
+    asking[5].unlink()
     real, one_at_a_time[:] = AnswerFile.append, []
 
     def stop(self, new) -> None:
@@ -71,85 +74,81 @@ def test_what_was_stopped_goes_on_and_ends_the_same(run, words, one_at_a_time) -
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AnswerFile, "append", stop)
-        assert run(*words).code == 130
-    assert not words[5].exists()
-    ended = run(*words)
+        assert run(*asking).code == 130
+    assert not asking[5].exists()
+    ended = run(*asking)
     assert ended.code == 0
     assert "1 of 3 prompts are answered already" in ended.err
     assert one_at_a_time == [["abcd>"], ["ef"], ["zzzz>"]]
-    assert words[5].read_bytes() == whole
+    assert asking[5].read_bytes() == whole
 
 
-def test_a_torn_line_is_answered_again(run, words, one_at_a_time) -> None:
-    run(*words)
-    whole = words[5].read_bytes()
-    part = Path(f"{words[5]}.part")
+def test_a_torn_line_is_answered_again(run, asking, one_at_a_time) -> None:
+    run(*asking)
+    whole = asking[5].read_bytes()
+    part = Path(f"{asking[5]}.part")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AnswerFile, "finish", lambda *_: None)
-        run(*words, "--fresh")
+        run(*asking, "--fresh")
     content = part.read_bytes()
     for cut in (len(content) - 5, content.find(b"\n") + 10, content.find(b"\n") + 1):
         part.write_bytes(content[:cut])
-        assert run(*words).code == 0
-        assert words[5].read_bytes() == whole
-        words[5].unlink()
+        assert run(*asking).code == 0
+        assert asking[5].read_bytes() == whole
+        asking[5].unlink()
 
 
-def test_a_finished_request_is_not_asked_again(run, words, one_at_a_time) -> None:
-    run(*words)
+def test_a_finished_request_is_not_asked_again(run, asking, one_at_a_time) -> None:
+    run(*asking)
     one_at_a_time.clear()
-    ended = run(*words, "--json")
-    assert ended.json == {"output": str(words[5]), "prompts": 3, "failed": 0}
+    ended = run(*asking, "--json")
+    assert ended.json == {"output": str(asking[5]), "prompts": 3, "failed": 0}
     assert one_at_a_time == []
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_changed_request_is_refused_until_fresh(run, words, source: Path, finished) -> None:
+def test_a_changed_request_is_refused_until_fresh(run, asking, source: Path, finished) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if not finished:
             patch.setattr(AnswerFile, "finish", lambda *_: None)
-        run(*words)
+        run(*asking)
     for change in (["--temperature", 0.5], None):
         if change is None:
             source.write_text('{"prompt": "ef"}\n')
-        ended = run(*words, *(change or []))
+        ended = run(*asking, *(change or []))
         assert ended.code == 2
         assert "--fresh" in ended.err
         if not finished:
             assert ("sampling changed" if change else "prompts changed") in ended.err
-    assert run(*words, "--fresh").code == 0
-    assert len(lines(words[5])) == 1
+    assert run(*asking, "--fresh").code == 0
+    assert len(lines(asking[5])) == 1
 
 
-def test_the_name_of_the_model_does_not_matter(run, words, trained: Path, tmp_path: Path) -> None:
-    run(*words)
+def test_the_name_of_the_model_does_not_matter(run, asking, trained: Path, tmp_path: Path) -> None:
+    run(*asking)
     link = tmp_path / "link"
     link.symlink_to(trained)
-    assert "already" in run("generate", link, *words[2:]).err
+    assert "already" in run("generate", link, *asking[2:]).err
 
 
-def test_a_newer_part_is_refused(run, words) -> None:
-    part = Path(f"{words[5]}.part")
+def test_a_newer_part_is_refused(run, asking) -> None:
+    part = Path(f"{asking[5]}.part")
     part.parent.mkdir()
     part.write_text('{"format_version": 99}\n')
-    ended = run(*words)
+    ended = run(*asking)
     assert ended.code == 1
     assert "format_version 99" in ended.err
     part.write_text("no JSON\n")
-    assert run(*words).code == 1
+    assert run(*asking).code == 1
 
 
-def test_progress_is_said_in_lines_where_there_is_no_terminal(run, words) -> None:
-    assert "answers.jsonl  6/6" in run(*words).err
-    words[5].unlink()
-    assert run(*words, "--quiet").err == ""
+def test_progress_is_said_in_lines_where_there_is_no_terminal(run, asking) -> None:
+    assert "answers.jsonl  6/6" in run(*asking).err
+    asking[5].unlink()
+    assert run(*asking, "--quiet").err == ""
 
 
 def test_the_input_is_not_overwritten(run, trained: Path, source: Path) -> None:
     ended = run("generate", trained, "--input", source, "--output", source)
     assert ended.code == 2
-    assert lines_of(source) == PROMPTS
-
-
-def lines_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    assert lines(source) == PROMPTS

@@ -13,19 +13,12 @@ from pathlib import Path
 import pytest
 
 from stepwell.cli.progress import TrainingProgress
-from tests.cli.conftest import TINY
 
 
 def hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of the best weights."""
     files: dict[str, str] = json.loads((folder / "manifest.json").read_text())["files"]
     return files
-
-
-@pytest.fixture
-def words(tmp_path: Path) -> list[str]:
-    """The command line of a tiny run in a folder of its own."""
-    return ["train", *TINY, "--runs", str(tmp_path / "runs"), "--run-name", "tiny"]
 
 
 def test_a_run_says_plan_result_and_what_to_type_next(run, words, tmp_path: Path) -> None:
@@ -85,12 +78,12 @@ def test_fresh_trains_anew(run, words, own_run: Path) -> None:
 def test_a_dry_run_shows_the_plan_and_writes_nothing(run, words, tmp_path: Path) -> None:
     plan = run(*words, "--dry-run", "--json").json
     assert plan["steps"] == 5
-    assert plan["parameters"] == 1616
+    assert plan["parameters"] == 27 * 16 + 4 * 16 * 16 + 3 * 16 * 40 + 3 * 16
     assert plan["model"]["num_layers"] == 1
     assert plan["memory_bytes"] > 0
     assert plan["expected_seconds"] > 0
     assert not (tmp_path / "runs").exists()
-    assert "1.6k parameters" in run(*words, "--dry-run").out
+    assert "3.4k parameters" in run(*words, "--dry-run").out
 
 
 def test_underscores_are_taken_for_dashes(run, words) -> None:

@@ -67,7 +67,9 @@ class Fitted:
     costs: Costs
     lam: float | None
     fingerprints: tuple[str, ...]
-    _policies: dict[tuple[object, ...], Policy] = field(default_factory=dict, repr=False)
+    _policies: dict[tuple[object, ...], Policy] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         counts = (

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from filelock import FileLock, Timeout
+
 from stepwell.config import (
     Config,
     read_json,
@@ -81,15 +83,14 @@ class RunFolder:
         """While this lasts no other process trains here. Raises TrainingError where one does."""
         with disk(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            file = (self.directory / LOCK).open("w")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TrainingError(
-                    f"Another process is training in {self.directory}.",
-                    fix="wait for it, or give another run name.",
-                ) from None
+        try:
+            held = FileLock(self.directory / LOCK).acquire(timeout=0)
+        except Timeout:
+            raise TrainingError(
+                f"Another process is training in {self.directory}.",
+                fix="wait for it, or give another run name.",
+            ) from None
+        with held:
             yield
 
     def clear(self) -> None:
