@@ -20,14 +20,14 @@ from stepwell.train.config import OptimizerConfig, TrainerConfig
 LAYERS = (1, 2, 3)
 SEEDS = (0, 1, 2)
 RUNS = Path("runs/renaming-depth")
-DEPTHS = range(1, 6)
+DEPTHS = range(1, 5)
 
 
 def config(layers: int, seed: int) -> TrainerConfig:
     """The run of one network."""
     return TrainerConfig(
-        model=gpt2_shape(width=64, num_layers=layers, num_heads=2, context_length=64),
-        task=VariableRenaming(chains=4, renames=12, seed=seed),
+        model=gpt2_shape(width=64, num_layers=layers, num_heads=2, context_length=32),
+        task=VariableRenaming(chains=4, renames=8, seed=seed),
         steps=2500,
         batch_size=64,
         seed=seed,

@@ -1,7 +1,6 @@
 """Does a model follow a value through renamings that lie far apart?
 
 A task and metrics of one's own. Every flag of `stepwell train` is there, and the task's:
-
     python -m examples.var_rename --num-layers 4 --num-heads 8 --run-name my_experiment
 """
 

@@ -126,6 +126,14 @@ def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
     assert done.stderr == ""
 
 
+def test_a_terminal_that_lacks_characters_gets_their_numbers(own_run: Path) -> None:
+    own_run.rename(own_run.with_name("größer"))
+    words = ("-m", "stepwell", "models", "--runs", str(own_run.parent))
+    done = python(*words, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert r"\xf6\xdfer" in done.stdout
+
+
 def test_underscores_in_flags_are_dashes_and_values_stay() -> None:
     assert dashed(["--num_layers", "2", "--stop=a_b", "a_b"]) == [
         *("--num-layers", "2", "--stop=a_b", "a_b"),

@@ -75,6 +75,7 @@ WRONG = [
     ([*G, "abcd>", "--fresh"], 2, "--fresh needs --input"),
     ([*G, "ABCD"], 2, "'A'"),
     ([*G, ""], 2, "empty"),
+    ([*G, "ab\udcff"], 2, "fix:"),
     ([*G, "a" * 40], 2, "context"),
     ([*G, "abcd>", "--temperature", "200"], 2, "from 0 to 100"),
     ([*G, "abcd>", "--temperature", "nan"], 2, "temperature"),

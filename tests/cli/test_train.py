@@ -87,8 +87,9 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(run, words, tmp_path: Path)
 
 
 def test_underscores_are_taken_for_dashes(run, words) -> None:
-    plan = run(*words, "--dry-run", "--json", "--num_layers", "2", "--weight_decay=0.5").json
-    assert plan["model"]["num_layers"] == 2
+    plan = run(*words, "--dry-run", "--json", "--mlp_width", "24", "--norm_eps=0.5").json
+    assert plan["model"]["mlp_width"] == 24
+    assert plan["model"]["norm_eps"] == 0.5
 
 
 def test_dtype_is_taken_for_precision(run, words, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar
 
@@ -28,7 +28,7 @@ from stepwell.cascade.predictor import Predictor
 from stepwell.cascade.stage import Stage
 from stepwell.cascade.stopping import Policy, fit
 from stepwell.cascade.tuning import fit_quality
-from stepwell.config import read_json, write_atomically, write_json
+from stepwell.config import fingerprint, read_json, write_atomically, write_json
 from stepwell.errors import CascadeError, DataError, FormatError, StepwellError
 from stepwell.model.staging import staged
 
@@ -45,14 +45,22 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Head:
-    """What fit.json says: fingerprints of the stages, lambda, and hashes of the other files."""
+    """What fit.json says: fingerprints of the stages, lambda, and hashes of the other files.
+
+    seal: the hash of all that.
+    """
 
     stages: tuple[str, ...]
     lam: float | None
     files: dict[str, str]
+    seal: str = ""
 
     KIND: ClassVar[str] = "fitted ladder"
     VERSION: ClassVar[int] = 1
+
+    def sealed(self) -> Head:
+        """The same with its seal."""
+        return replace(self, seal=fingerprint([self.stages, self.lam, self.files]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +145,7 @@ class Fitted:
             self.costs.save(new / COSTS)
             write_atomically(new / CALIBRATION, save(_arrays(self.calibration)))
             digests = {name: _digest(new / name) for name in (PREDICTOR, COSTS, CALIBRATION)}
-            head = Head(self.fingerprints, self.lam, digests)
+            head = Head(self.fingerprints, self.lam, digests).sealed()
             write_json(new / HEAD, to_document(head, Head.KIND, Head.VERSION))
 
     @classmethod
@@ -197,6 +205,8 @@ def _read_head(path: Path) -> Head:
     head = from_document(Head, read_json(path), Head.KIND, Head.VERSION)
     if head.files.keys() != _FILES - {HEAD}:
         raise DataError(f"it is about the files {', '.join(head.files) or 'none'}.")
+    if head != head.sealed():
+        raise DataError("its SHA-256 is not the one in it.")
     return head
 
 

@@ -6,10 +6,18 @@ in a folder named after it: `ladder.yaml` and `ladder.fitted/`.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from stepwell.config import Config, read_yaml, write_yaml
 from stepwell.errors import ConfigError, FormatError
@@ -41,12 +49,14 @@ class PolicyConfig(Config):
     mode: Literal["anew"] = Field("anew", description="every stage answers the prompt anew")
     risk: RiskConfig = RiskConfig()
 
-    @field_validator("lam")
+    @field_validator("lam", mode="wrap")
     @classmethod
-    def _not_negative(cls, lam: float | str) -> float | str:
-        if not isinstance(lam, str) and lam < 0:
-            raise ValueError("expected auto, or a number from 0")
-        return lam
+    def _auto_or_price(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        with suppress(ValidationError):
+            lam = check(value)
+            if lam == "auto" or lam >= 0:
+                return lam
+        raise ValueError("expected auto, or a number from 0")
 
 
 class ServingConfig(Config):

@@ -141,8 +141,11 @@ def execute(app: App, tokens: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def guarded(tokens: Sequence[str], run: Callable[[], int]) -> int:
-    """What `run` returns, or the exit code of what it raises, which is shown on standard error."""
+def guarded(tokens: Sequence[str], run: Callable[[], int], *, usage: str | None = None) -> int:
+    """What `run` returns, or the exit code of what it raises, which is shown on standard error.
+
+    usage: how the command is called, where the tokens do not tell.
+    """
     output = Output(json="--json" in before_delimiter(tokens))
     try:
         return run()
@@ -154,7 +157,8 @@ def guarded(tokens: Sequence[str], run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        fault = fault_of(error, commands=known_commands(tokens), usage=usage_of(tokens))
+        called = usage or usage_of(tokens)
+        fault = fault_of(error, commands=known_commands(tokens), usage=called)
         show(fault, output)
         return fault.exit_code
 

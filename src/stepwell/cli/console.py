@@ -53,6 +53,11 @@ class Output:
         """Whether a person sits at the terminal who can be asked something."""
         return sys.stdin.isatty() and self.err.is_terminal and not self.json
 
+    @property
+    def in_colour(self) -> bool:
+        """Whether colours say anything on standard output."""
+        return self.out.color_system is not None and not self.out.no_color
+
     def note(self, *parts: RenderableType, style: str | None = None) -> None:
         """Says something to the person at the terminal; nothing where --quiet was given."""
         if not self.quiet:

@@ -20,9 +20,14 @@ CHOICES_WIDTH: Final = 14  # choices of more characters come after the descripti
 
 
 class HelpPage:
-    """A help formatter of cyclopts, which says what is passed to its methods."""
+    """A help formatter of cyclopts, which says what its methods are given."""
 
-    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:  # noqa: ARG002
+    def __call__(
+        self,
+        console: Console,
+        options: ConsoleOptions,  # noqa: ARG002
+        panel: HelpPanel,
+    ) -> None:
         """Prints one group of commands or flags under its heading."""
         if not panel.entries:
             return
@@ -37,7 +42,12 @@ class HelpPage:
         for name, entry in zip(names, panel.entries, strict=True):
             print_text(console, _row(name, entry, column, width))
 
-    def render_usage(self, console: Console, options: ConsoleOptions, usage: Any) -> None:  # noqa: ARG002
+    def render_usage(
+        self,
+        console: Console,
+        options: ConsoleOptions,  # noqa: ARG002
+        usage: Any,
+    ) -> None:
         """Prints the line that says how the command is called."""
         if usage:
             print_text(console, Text.assemble(("Usage: ", "bold"), str(usage).strip()))
@@ -45,8 +55,8 @@ class HelpPage:
     def render_description(
         self,
         console: Console,
-        options: ConsoleOptions,
-        description: Any,  # noqa: ARG002
+        options: ConsoleOptions,  # noqa: ARG002
+        description: Any,
     ) -> None:
         """Prints what the command does: paragraphs are wrapped, examples are left as they are."""
         width = min(console.width, WIDEST)

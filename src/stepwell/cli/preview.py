@@ -102,7 +102,7 @@ def show_examples(task: Task, split: str, indices: Sequence[int], output: Output
         view.append(
             f"{task.name}, {split} {index}: {len(shown)} tokens, {trained} trained\n", style="dim"
         )
-        view.append_text(marked(shown, colour=bool(output.out.color_system)))
+        view.append_text(marked(shown, colour=output.in_colour))
         view.append("\n" if index == indices[-1] else "\n\n")
     view.rstrip()
     output.result(plain, view)

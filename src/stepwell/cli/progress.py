@@ -101,7 +101,7 @@ class Nothing:
         """Nothing."""
 
 
-def display(output: Output, description: str, total: int) -> Display:
+def make_display(output: Output, description: str, total: int) -> Display:
     """The display that suits the output: a bar, lines, or nothing where it is quiet."""
     if output.quiet:
         return Nothing()
@@ -121,7 +121,7 @@ class TrainingProgress:
     def start(self, total: int, description: str) -> None:
         """A run of `total` steps begins, or goes on."""
         self._total = total
-        self._display = display(self._output, description, total)
+        self._display = make_display(self._output, description, total)
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """Shows the last record: loss and tokens_per_s, and what the seconds so far promise."""
@@ -158,7 +158,7 @@ class GenerationProgress:
         self._before = (0, 0)
 
     def __enter__(self) -> Self:
-        self._display = display(self._output, self._description, self._total)
+        self._display = make_display(self._output, self._description, self._total)
         self._begun = self._clock()
         return self
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.table import Table
 from rich.text import Text
 
 from stepwell.cli.app import bare_app, execute, guarded, imported
@@ -22,6 +21,7 @@ from stepwell.cli.console import Output, OutputFlags
 from stepwell.cli.faults import INTERRUPTED
 from stepwell.cli.flags import with_flags
 from stepwell.cli.interrupt import stop_on_interrupt
+from stepwell.cli.metrics_view import metrics_table
 from stepwell.cli.plan_view import expected_seconds, plan_as_plain, plan_table, shortages
 from stepwell.cli.progress import TrainingProgress
 from stepwell.cli.words import dashed
@@ -31,7 +31,6 @@ from stepwell.tasks import TASKS, Task
 from stepwell.train.config import FREE_ON_RESUME, TrainerConfig, differences
 
 if TYPE_CHECKING:
-    from stepwell.train.run_folder import Run
     from stepwell.train.trainer import Trainer
 
 PROMPT_SHOWN = 24  # characters of an example in the commands that are suggested
@@ -54,9 +53,10 @@ def train_main(
     """
     tokens = dashed(sys.argv[1:] if argv is None else argv)
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    app = bare_app(f"python -m {spec.name}" if spec else task.name, help=task.__doc__)
+    usage = f"python -m {spec.name}" if spec else task.name
+    app = bare_app(usage, help=task.__doc__)
     app.default(_command([task], own=task, trainer=trainer))
-    return guarded(tokens, lambda: execute(app, tokens))
+    return guarded(tokens, lambda: execute(app, tokens), usage=usage)
 
 
 def _command(
@@ -166,6 +166,7 @@ class Session:
         self.output.note(plan_table(self.trainer, plan, done, seconds))
         for shortage in shortages(self.trainer, plan):
             self.output.warn(shortage)
+        self.output.note("")
 
     def run(self, *, fresh: bool) -> int:
         """The training itself, with its end said; Ctrl-C saves first."""
@@ -183,6 +184,7 @@ class Session:
             return INTERRUPTED
         if not progress.step:
             self.output.note(f"{run.directory} is trained to its end already; --fresh begins anew.")
+        self.output.note("")
         self.output.result(
             {"directory": str(run.directory), "step": run.step, "metrics": dict(run.metrics)},
             metrics_table(run),
@@ -198,7 +200,7 @@ class Session:
         if not example.targets[0].in_place:
             prompt = shlex.quote(example.prompt or example.text[:PROMPT_SHOWN])
             commands.insert(0, f"stepwell generate {directory} {prompt} --temperature 0")
-        self.output.note("Next:", style="dim")
+        self.output.note("\nNext:", style="dim")
         for command in (*commands, "stepwell models"):
             self.output.note(Text(f"  {command}", style="cyan"))
 
@@ -219,27 +221,3 @@ def changed_fields(config: TrainerConfig) -> list[str]:
         return []
     old = {key: value for key, value in stored.items() if key not in FREE_ON_RESUME}
     return differences(old, config.arithmetic())
-
-
-def metrics_table(run: Run) -> Table:
-    """The metrics of a run's best weights, by name; those of each depth side by side."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    table.add_row("best weights", f"{run.directory}, of step {run.step:,}")
-    groups: dict[str, list[str]] = {}
-    for name in sorted(run.metrics, key=_by_number):
-        family, _, member = name.partition("/")
-        value = run.metrics[name]
-        shown = f"{value:.4f}" if family == "loss" else f"{value:.3f}"
-        member = member.replace("depth_", "at depth ")
-        groups.setdefault(family, []).append(f"{member} {shown}" if member else shown)
-    for family, values in sorted(groups.items(), key=lambda group: group[0] != "loss"):
-        table.add_row(family.replace("_", " "), ", ".join(values))
-    return table
-
-
-def _by_number(name: str) -> tuple[str, int]:
-    """A key that puts depth_2 before depth_10."""
-    word = name.rstrip("0123456789")
-    return word, int(name[len(word) :] or -1)

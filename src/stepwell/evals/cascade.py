@@ -143,7 +143,7 @@ class Bench:
         """All stages in turn, and rules that know less than the cascade, each tuned as it was."""
         return [
             self._replay(EVERY, every_stage(self.test, self.units)),
-            self._tuned(MIXING, self._always(self.calibration), self._always(self.test)),
+            self._tuned(MIXING, [], []),
             self._tuned(THRESHOLD, *self._thresholds),
             self._priced(MYOPIC, lambda paths, price: myopic(paths, self.units, price)),
             self._priced(
@@ -225,17 +225,18 @@ class Bench:
     def _tuned(self, name: str, known: Sequence[Outcome], tried: Sequence[Outcome]) -> Replay:
         """Two settings drawn by lot, in the share that reaches the target on calibration.
 
-        known and tried are what each setting does on calibration and test. The best setting alone
-        where none reaches the target.
+        known and tried are what each setting does on calibration and test. Always one stage is a
+        setting that every rule has.
         """
+        known = [*known, *self._always(self.calibration)]
+        tried = [*tried, *self._always(self.test)]
         mean = self.calibration.mean
         quality = np.array([mean(outcome.good) for outcome in known])
-        cost = np.array([mean(outcome.cost) for outcome in known])
-        corners = hull_indices(cost, quality)
-        upper = min(int(np.searchsorted(quality[corners], self.target)), len(corners) - 1)
+        corners = hull_indices(np.array([mean(outcome.cost) for outcome in known]), quality)
+        upper = int(np.searchsorted(quality[corners], self.target))
         low, high = corners[max(upper - 1, 0)], corners[upper]
         gap = quality[high] - quality[low]
-        share = min((self.target - quality[low]) / gap, 1.0) if gap > 0 else 1.0
+        share = float((self.target - quality[low]) / gap) if gap > 0 else 1.0
         return _mixed(self._replay(name, tried[high]), self._replay(name, tried[low]), share)
 
     def _replay(self, name: str, outcome: Outcome) -> Replay:

@@ -11,7 +11,6 @@ Owns these files and the lock. Checkpoints and records have their own modules.
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping

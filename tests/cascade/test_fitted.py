@@ -1,0 +1,228 @@
+"""What was fitted for a ladder: the folder that holds it, and for which stages it is good."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stepwell.cascade import fitted as module
+from stepwell.cascade.costs import Costs
+from stepwell.cascade.fitted import MOST_POLICIES, QUALITY_MARGIN, Fitted, unit_costs
+from stepwell.cascade.pipeline import Cascade
+from stepwell.cascade.stopping import fit
+from stepwell.cascade.tuning import LAMBDAS
+from stepwell.errors import CascadeError, ConfigError, FormatError
+
+FILES = {"predictor.json", "costs.json", "calibration.safetensors", "fit.json"}
+
+
+def names_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def test_what_comes_back_decides_the_same(world: Any, tmp_path: Path) -> None:
+    world.fitted.save(tmp_path / "ladder.fitted")
+    assert names_in(tmp_path / "ladder.fitted") == FILES
+    again = Fitted.load(tmp_path / "ladder.fitted")
+    assert (again.fingerprints, again.lam) == (world.fitted.fingerprints, world.fitted.lam)
+    config, data = world.config(), world.data("test")
+    for lam in (0.3, 1.0, 8.0):
+        known, loaded = (each.policy(lam, config) for each in (world.fitted, again))
+        assert known == loaded
+        before = known.run(data.paths(world.fitted.predictor))
+        after = loaded.run(data.paths(again.predictor))
+        np.testing.assert_array_equal(before.stages_run, after.stages_run)
+        np.testing.assert_array_equal(before.stage_returned, after.stage_returned)
+        assert len(set(before.stages_run.sum(axis=1))) > 1 or lam < 1
+
+
+def test_auto_is_the_cheapest_lambda_that_keeps_the_largest_stages_quality(world: Any) -> None:
+    config = world.config(**{"lambda": "auto"})
+    data = world.data("predictor"), world.data("calibration")
+    fitted = Fitted.fit(config, world.stages(), *data, world.costs())
+    paths, prices = fitted.calibration, unit_costs(world.costs(), config)
+    floor = paths.mean(paths.good[:, -1]) - QUALITY_MARGIN
+
+    def of(lam: float) -> tuple[float, float]:
+        outcome = fit(paths, prices, lam).run(paths)
+        return paths.mean(outcome.cost), paths.mean(outcome.good)
+
+    chosen, cost = fitted.lambda_for(config), of(fitted.lambda_for(config))[0]
+    assert of(chosen)[1] >= floor
+    assert all(of(lam)[0] >= cost for lam in LAMBDAS if of(lam)[1] >= floor)
+    assert any(of(lam)[0] < cost for lam in LAMBDAS)
+    assert fitted.lambda_for(world.config(**{"lambda": 7.0})) == 7.0
+    assert world.fitted.lambda_for(world.config(**{"lambda": 7.0})) == 7.0
+    with pytest.raises(CascadeError, match="now it says auto"):
+        world.fitted.lambda_for(config)
+
+
+def test_the_policy_follows_the_ladder_file(world: Any) -> None:
+    """A file edited after the fit counts: its kappa, and the measure of its costs."""
+    fitted, config = world.fitted, world.config()
+    plain = fitted.policy(1.0, config)
+    assert fitted.policy(1.0, config) is plain
+    assert plain.costs[0] == pytest.approx((0.1, 0.3, 1.0))
+    careful = world.config(risk={"kappa": 1.0})
+    assert fitted.policy(1.0, careful).kappa == 1.0
+    counted = config.changed(costs="flops")
+    assert fitted.policy(1.0, counted).costs[0] == pytest.approx((0.05, 0.2, 1.0))
+    elsewhere = config.changed(serving={"max_rows": 7})
+    with pytest.raises(CascadeError, match="not 7"):
+        fitted.policy(1.0, elsewhere)
+    dearer = replace(fitted, costs=world.costs(0.5, 0.7, 1.0))
+    assert dearer.policy(1.0, config).costs[0] == pytest.approx((0.5, 0.7, 1.0))
+
+
+def test_any_number_of_lambdas_takes_bounded_memory(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fit", lambda *_: object())
+    fitted = replace(world.fitted)
+    for lam in range(2 * MOST_POLICIES + 5):
+        fitted.policy(float(lam), world.config())
+    assert len(fitted._policies) <= MOST_POLICIES
+
+
+@pytest.mark.parametrize("part", ["predictor.json", "costs.json", "calibration.safetensors"])
+def test_nothing_is_half_written(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """A disk that fails at any file leaves nothing, or what was there before."""
+    directory = tmp_path / "ladder.fitted"
+
+    def failing(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    broken = {
+        "predictor.json": (type(world.fitted.predictor), "save"),
+        "costs.json": (Costs, "save"),
+        "calibration.safetensors": (module, "write_atomically"),
+    }[part]
+
+    def save(fitted: Fitted) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(*broken, failing)
+            with pytest.raises(OSError, match="No space"):
+                fitted.save(directory)
+
+    save(world.fitted)
+    assert not directory.exists()
+    world.fitted.save(directory)
+    save(replace(world.fitted, lam=9.0, costs=world.costs(0.2, 0.3, 1.0)))
+    assert names_in(directory) == FILES
+    kept = Fitted.load(directory)
+    assert (kept.lam, kept.costs) == (world.fitted.lam, world.fitted.costs)
+
+
+def test_fit_json_comes_last(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in which a kill came before it, and no cleaning up ran, counts as not fitted."""
+    directory = tmp_path / "ladder.fitted"
+    world.fitted.save(directory)
+    order: list[str] = []
+    real = Path.replace
+
+    def noting(path: Path, target: Any) -> Any:
+        if Path(target).parent == directory:
+            order.append(Path(target).name)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", noting)
+    replace(world.fitted, lam=9.0, costs=world.costs(0.2, 0.3, 1.0)).save(directory)
+    assert set(order) == FILES
+    assert order[-1] == "fit.json"
+    (directory / "fit.json").unlink()
+    with pytest.raises(CascadeError, match="holds no fitted stopping rule"):
+        Fitted.load(directory)
+
+
+def flipped(data: bytes) -> bytes:
+    """The same bytes but for one in the middle."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize(
+    "damage", [flipped, lambda data: data[: len(data) // 2], lambda _: b"", lambda _: b"[]"]
+)
+def test_a_damaged_file_is_a_typed_error_that_names_it(
+    world: Any, tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    world.fitted.save(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CascadeError) as caught:
+        Fitted.load(tmp_path)
+    assert str(path) in caught.value.problem
+    assert caught.value.fix == "fit the ladder again."
+
+
+def test_every_flip_in_fit_json_is_seen(world: Any, tmp_path: Path) -> None:
+    """Lambda and the fingerprints of the stages are in it, which no other file could contradict."""
+    replace(world.fitted, lam=1.5).save(tmp_path)
+    path = tmp_path / "fit.json"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 5):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises((CascadeError, FormatError), match=r"fit\.json"):
+            Fitted.load(tmp_path)
+    path.write_bytes(whole)
+    assert Fitted.load(tmp_path).lam == 1.5
+
+
+def test_a_file_that_is_missing_is_named(world: Any, tmp_path: Path) -> None:
+    for name in FILES - {"fit.json"}:
+        world.fitted.save(tmp_path / name)
+        (tmp_path / name / name).unlink()
+        with pytest.raises(CascadeError, match="is missing or damaged") as caught:
+            Fitted.load(tmp_path / name)
+        assert str(tmp_path / name / name) in caught.value.problem
+
+
+def test_a_newer_format_is_refused(world: Any, tmp_path: Path) -> None:
+    world.fitted.save(tmp_path)
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
+    with pytest.raises(FormatError, match=r"fit\.json: .*format_version 2"):
+        Fitted.load(tmp_path)
+
+
+def test_other_weights_are_refused(world: Any, scripted: Callable[..., Any]) -> None:
+    stages = world.stages()
+    config = world.config()
+    Cascade(config, stages, world.fitted)
+    renamed = [*stages[:2], scripted("another", world.scripts[2])]
+    with pytest.raises(CascadeError, match="fitted for other weights"):
+        Cascade(config, renamed, world.fitted)
+    with pytest.raises(CascadeError, match="fitted for other weights"):
+        Cascade(config, [stages[1], stages[0], stages[2]], world.fitted)
+
+
+def test_two_stages_with_the_same_weights_are_refused(world: Any) -> None:
+    stages = world.stages()
+    with pytest.raises(CascadeError, match="the same weights"):
+        Cascade(world.config(), [stages[0], stages[0], stages[2]], world.fitted)
+
+
+def test_parts_of_different_ladders_do_not_go_together(world: Any) -> None:
+    with pytest.raises(CascadeError, match="3, 3, 2, 3 stages"):
+        replace(world.fitted, costs=Costs(world.costs().stages[:2]))
+
+
+def test_loading_a_cascade_says_what_is_missing(world: Any, tmp_path: Path) -> None:
+    file = tmp_path / "ladder.yaml"
+    with pytest.raises(ConfigError, match=r"ladder\.yaml"):
+        Cascade.load(file)
+    world.config().write(file)
+    with pytest.raises(CascadeError, match=r"ladder\.fitted holds no fitted stopping rule"):
+        Cascade.load(file)
+    world.fitted.save(tmp_path / "ladder.fitted")
+    with pytest.raises(CascadeError, match=r"Stage 'small' has no model in .*models/small"):
+        Cascade.load(file)
