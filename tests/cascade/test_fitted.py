@@ -63,6 +63,22 @@ def test_auto_is_the_cheapest_lambda_that_keeps_the_largest_stages_quality(world
         world.fitted.lambda_for(config)
 
 
+def test_where_no_lambda_keeps_the_quality_the_largest_is_taken_and_said(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trained where middle and large were always right, nothing tells them apart."""
+    known, calibration = world.data("predictor"), world.data("calibration")
+    misleading = replace(known, good=known.good * 0 + [0.0, 1.0, 1.0])
+    truth = replace(calibration, good=calibration.good * 0 + [0.0, 0.0, 1.0])
+    config = world.config(**{"lambda": "auto"})
+    fitted = Fitted.fit(config, world.stages(), misleading, truth, world.costs())
+    assert fitted.lam == LAMBDAS[-1]
+    assert "no lambda up to 4096 keeps the quality above 0.99" in caplog.text
+    caplog.clear()
+    Fitted.fit(config, world.stages(), known, calibration, world.costs())
+    assert not caplog.text
+
+
 def test_the_policy_follows_the_ladder_file(world: Any) -> None:
     """A file edited after the fit counts: its kappa, and the measure of its costs."""
     fitted, config = world.fitted, world.config()

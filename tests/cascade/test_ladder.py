@@ -60,6 +60,18 @@ def test_lambda_is_spelled_lambda(tmp_path: Path) -> None:
         LadderConfig.read(written(path, policy={"lamda": 4}))
 
 
+def test_a_bare_key_says_nothing(tmp_path: Path) -> None:
+    plain = LadderConfig.parse({"stages": STAGES})
+    path = tmp_path / "ladder.yaml"
+    for empty in (None, {}):
+        sections = dict.fromkeys(("policy", "serving", "sampling"), empty)
+        assert LadderConfig.read(written(path, **sections)) == plain
+    with pytest.raises(ConfigError, match="needs a value for 'stages'"):
+        LadderConfig.read(written(path, stages=None))
+    for bare in ({"policy": {"risk": None, "lambda": None}}, {"serving": {"max_rows": None}}):
+        assert LadderConfig.read(written(path, **bare)) == plain
+
+
 def test_a_newer_file_is_refused_whatever_else_it_holds(tmp_path: Path) -> None:
     path = written(tmp_path / "ladder.yaml", format_version=2, certificate={"epsilon": 0.02})
     with pytest.raises(FormatError, match=r"ladder\.yaml has format_version 2.* up to 1"):

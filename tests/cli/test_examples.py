@@ -62,10 +62,7 @@ def test_a_fault_in_an_example_is_an_error_like_any_other(capsys) -> None:
     assert start("dag", "--nodez", "3") == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: ")
-    assert (
-        lines[1]
-        == "fix: Did you mean --nodes? `python -m examples.dag --help` lists what there is."
-    )
+    assert lines[1].startswith("fix: Did you mean --nodes? `python -m examples.dag --help`")
 
 
 def test_examples_are_short() -> None:

@@ -72,8 +72,8 @@ def collect(
     good = [[float(is_right(row, done.text)) for row, done in enumerate(each)] for each in answers]
     before: list[Sequence[Completion | None]] = [(None,) * len(prompts), *answers[:-1]]
     features = [
-        batch_features([done.logprobs for done in pair[1]], agreement(*pair))
-        for pair in zip(before, answers, strict=True)
+        batch_features([done.logprobs for done in now], agreement(earlier, now))
+        for earlier, now in zip(before, answers, strict=True)
     ]
     return Collected(np.stack(features, axis=1), np.array(good).T, counts, tuple(answers))
 

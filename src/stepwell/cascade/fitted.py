@@ -10,6 +10,7 @@ solving takes milliseconds. Owns the folder that holds all of it:
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from stepwell.cascade.paths import FloatArray, Paths
 from stepwell.cascade.predictor import Predictor
 from stepwell.cascade.stage import Stage
 from stepwell.cascade.stopping import Policy, fit
-from stepwell.cascade.tuning import fit_quality
+from stepwell.cascade.tuning import LAMBDAS, fit_quality
 from stepwell.config import fingerprint, read_json, write_atomically, write_json
 from stepwell.errors import CascadeError, DataError, FormatError, StepwellError
 from stepwell.model.staging import staged
@@ -41,6 +42,7 @@ CALIBRATION: Final = "calibration.safetensors"
 FIT_AGAIN: Final = "fit the ladder again."
 
 Part = TypeVar("Part")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,13 @@ class Fitted:
         """Fit predictor and rule on disjoint prompts, and choose lambda as the ladder file asks.
 
         `lambda: auto` takes the cheapest one that keeps the largest stage's quality within a point
-        on the calibration prompts. Raises CascadeError where none does.
+        on the calibration prompts; where none does, the largest, and a warning says so.
         """
         predictor = Predictor.fit(
             predictor_data.features, predictor_data.good, predictor_data.weights
         )
         paths = calibration_data.paths(predictor)
-        lam = None
-        if config.policy.lam == "auto":
-            prices = unit_costs(costs, config)
-            lam = fit_quality(paths, prices, QUALITY_MARGIN, config.policy.risk.kappa).lam
+        lam = _auto(paths, costs, config) if config.policy.lam == "auto" else None
         return cls(predictor, paths, costs, lam, tuple(stage.fingerprint for stage in stages))
 
     def lambda_for(self, config: LadderConfig) -> float:
@@ -182,6 +181,17 @@ def unit_costs(costs: Costs, config: LadderConfig) -> FloatArray:
     measured = costs.flops() if config.costs == "flops" else costs.seconds(config.serving.max_rows)
     relative: FloatArray = measured / measured[-1]
     return relative
+
+
+def _auto(paths: Paths, costs: Costs, config: LadderConfig) -> float | None:
+    """The lambda that `auto` stands for."""
+    prices, kappa = unit_costs(costs, config), config.policy.risk.kappa
+    try:
+        policy = fit_quality(paths, prices, QUALITY_MARGIN, kappa)
+    except CascadeError as error:
+        logger.warning("%s The ladder is fitted for that lambda.", error.problem)
+        return float(LAMBDAS[-1])
+    return policy.lam
 
 
 def _arrays(paths: Paths) -> dict[str, FloatArray]:

@@ -26,7 +26,18 @@ from stepwell.generate.request import SamplingParams
 FORMAT_VERSION: Final = 1
 
 
-class StageConfig(Config):
+class Section(Config):
+    """A part of the file. A key that nothing follows, such as a bare `policy:`, says nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_bare_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if value is not None}
+
+
+class StageConfig(Section):
     """One stage: a model directory, and optionally what to train to get it."""
 
     name: str = Field(min_length=1)
@@ -34,13 +45,13 @@ class StageConfig(Config):
     train: dict[str, Any] | None = Field(None, description="how to make it: task, preset, steps")
 
 
-class RiskConfig(Config):
+class RiskConfig(Section):
     """How much doubt counts: kappa standard deviations of the gain, 0 for none."""
 
     kappa: float = 0.0
 
 
-class PolicyConfig(Config):
+class PolicyConfig(Section):
     """The price of a failure. `auto` keeps the largest stage's quality within a point."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -59,13 +70,13 @@ class PolicyConfig(Config):
         raise ValueError("expected auto, or a number from 0")
 
 
-class ServingConfig(Config):
+class ServingConfig(Section):
     """How many rows a stage runs at once; costs are measured at this batch size."""
 
     max_rows: int = Field(64, ge=1, le=65_536)
 
 
-class LadderConfig(Config):
+class LadderConfig(Section):
     """A ladder of stages, smallest first."""
 
     format_version: int = Field(FORMAT_VERSION, ge=1)

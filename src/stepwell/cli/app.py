@@ -21,6 +21,8 @@ from stepwell.cli.help_page import HelpPage
 from stepwell.cli.words import before_delimiter
 from stepwell.version import __version__
 
+PAGE_WIDTH: Final = 80  # columns of help where there is no terminal to ask
+
 ABOUT: Final = """Train, look inside, generate from and cascade decoder-only transformers.
 
     stepwell demo
@@ -111,8 +113,7 @@ def bare_app(name: str, **options: Any) -> App:
         help_formatter=HelpPage(),
         group_parameters=Group("Options", sort_key=1),
         group_arguments=Group("Arguments", sort_key=0),
-        console=make_console(sys.stdout),
-        error_console=make_console(sys.stderr),
+        console=make_console(sys.stdout, pipe_width=PAGE_WIDTH),
         **options,
     )
     for flag in (*app.help_flags, *app.version_flags):

@@ -21,17 +21,17 @@ from cyclopts import Group, Parameter
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-PIPE_WIDTH: Final = 160  # columns where there is no terminal to ask
+PIPE_WIDTH: Final = 160  # columns of a result where there is no terminal to ask
 
 OUTPUT_GROUP: Final = Group("Output", sort_key=90)
 
 
-def make_console(file: TextIO) -> Console:
+def make_console(file: TextIO, *, pipe_width: int = PIPE_WIDTH) -> Console:
     """A console on `file` that prints text as it is: no markup, emoji or highlighting in it."""
     asked = file.isatty() or "COLUMNS" in os.environ
     return Console(
         file=file,
-        width=None if asked else PIPE_WIDTH,
+        width=None if asked else pipe_width,
         markup=False,
         emoji=False,
         highlight=False,

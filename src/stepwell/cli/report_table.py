@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
@@ -29,7 +31,7 @@ def terminal_table(table: Table) -> TerminalTable:
 
 
 def _best(column: Column, cells: list[Cell]) -> float | None:
-    numbers = [cell for cell in cells if isinstance(cell, int | float)]
+    numbers = [cell for cell in cells if isinstance(cell, int | float) and math.isfinite(cell)]
     if column.best is None or not numbers:
         return None
     return max(numbers) if column.best == "max" else min(numbers)
@@ -41,5 +43,7 @@ def _text(cell: Cell, column: Column) -> str:
     if isinstance(cell, Estimate):
         return f"{cell.value:+.3f} [{cell.low:+.3f}, {cell.high:+.3f}]"
     if isinstance(cell, float):
+        if not math.isfinite(cell):
+            return "–"
         return f"{cell:.1%}" if column.percent else f"{cell:.2f}"
     return f"{cell:,}" if isinstance(cell, int) else cell

@@ -157,7 +157,7 @@ class Bench:
         return self._replay(name, self.cascade.policy(lam).run(self.test))
 
     def oracle(self) -> Replay:
-        """The stages in order up to the first right answer: less no rule that looks can pay."""
+        """The stages in order up to the first right answer, the floor of rules that take turns."""
         return self._replay(ORACLE, oracle(self.test, self.units, pays="path"))
 
     def curves(self) -> tuple[Curve, ...]:

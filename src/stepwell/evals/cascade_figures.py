@@ -105,8 +105,6 @@ def reliability_chart(comparison: Comparison) -> Chart:
         note="Bins of equal weight; each stage's own answer, all stages up to it run.",
         x_percent=True,
         y_percent=True,
-        x_range=(0.0, 1.0),
-        y_range=(0.0, 1.0),
     )
 
 

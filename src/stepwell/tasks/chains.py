@@ -2,9 +2,10 @@
 
 A text is a row of statements `source>name;`. The first `chains` statements start one chain each;
 every later one draws a chain, each as likely as the others, and moves its value from the name that
-holds it now to a new one. Names are single letters drawn without replacement, so while there are
-at most 52 statements no name comes twice. After that, names whose value has moved on come back:
-the latest statement that binds a name counts, and a name that holds a value is never overwritten.
+holds it now to a new one. Names are the first `names` letters, drawn without replacement, so while there
+are no more statements than names, no name comes twice. After that, names whose value has moved on
+come back: the latest statement that binds a name counts, and a name that holds a value is never
+overwritten.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class ChainTask(Task):
     ends: ClassVar[bool] = False
 
     chains: int = pydantic.Field(default=4, ge=1, le=10, description="values followed at once")
+    names: int = pydantic.Field(default=52, ge=11, le=52, description="letters in use as names")
 
     @property
     @abstractmethod
@@ -76,5 +78,6 @@ class ChainTask(Task):
     def _fresh_names(self, rng: random.Random, holders: Collection[str]) -> Iterator[str]:
         """Letters in random order, without end; none that is in `holders` when they are drawn."""
         while True:
-            free = [letter for letter in string.ascii_letters if letter not in holders]
+            letters = string.ascii_letters[: self.names]
+            free = [letter for letter in letters if letter not in holders]
             yield from rng.sample(free, min(self.num_statements, len(free)))
