@@ -45,10 +45,10 @@ def config(layers: int, seed: int) -> TrainerConfig:
     return TrainerConfig(
         model=gpt2_shape(width=64, num_layers=layers, num_heads=2, context_length=4 * RENAMES),
         task=VariableRenaming(chains=4, renames=RENAMES, seed=seed),
-        steps=4000,
+        steps=6000,
         batch_size=64,
         seed=seed,
-        optimizer=OptimizerConfig(lr=3e-3, warmup=0.05, weight_decay=0.0),
+        optimizer=OptimizerConfig(lr=3e-3, schedule="wsd", warmup=0.05, weight_decay=0.0),
         evaluation_batches=16,
         evaluate_every=0,
         save_every=0,

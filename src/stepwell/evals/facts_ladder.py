@@ -28,7 +28,7 @@ def facts_ladder() -> LadderConfig:
     """The ladder file of the demonstration, its stages in run folders beside the ladder's own."""
     recipes = {
         "small": ("facts-small", 700, 1e-2),
-        "middle": ("facts-middle", 700, 1e-2),
+        "middle": ("facts-middle", 200, 1e-2),
         "large": ("facts-large", 250, 3e-3),
     }
     return LadderConfig.parse(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from stepwell.config import Config
 
@@ -46,36 +46,66 @@ class RopeScaling(Config):
 class ModelConfig(Config):
     """Everything that decides a Transformer's arithmetic. Widths in channels, lengths in tokens."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     family: Family = "llama"
+    """Whose files the model is saved as."""
     vocab_size: int = Field(256, ge=1)
+    """Number of token ids."""
     context_length: int = Field(512, ge=1)
+    """Longest sequence."""
     width: int = Field(128, ge=1)
+    """Channels of the residual stream."""
     num_layers: int = Field(2, ge=1)
+    """Blocks of attention and MLP."""
     num_heads: int = Field(4, ge=1)
-    num_kv_heads: int = Field(0, ge=0, description="0: as many as num_heads")
-    head_dim: int = Field(0, ge=0, description="0: width / num_heads")
-    mlp_width: int = Field(0, ge=0, description="0: four times the width, or 8/3 of it when gated")
+    """Query heads a layer."""
+    num_kv_heads: int = Field(0, ge=0)
+    """Key and value heads a layer; 0: as many as num_heads."""
+    head_dim: int = Field(0, ge=0)
+    """Channels of a head; 0: width / num_heads."""
+    mlp_width: int = Field(0, ge=0)
+    """Channels inside the MLP; 0: four times the width, or 8/3 of it when gated."""
 
     norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm or LayerNorm."""
     norm_eps: float = Field(1e-6, gt=0)
+    """Added to the mean square or variance."""
     position: Literal["rope", "learned"] = "rope"
+    """Rotary positions, or a learned embedding of each."""
     rope_theta: float = Field(10_000.0, gt=0)
+    """Base of the rotary wavelengths."""
     rope_scaling: RopeScaling | None = None
+    """How the wavelengths are stretched beyond the context of training."""
     activation: Activation = "silu"
+    """Of the MLP."""
     gated_mlp: bool = True
+    """down(act(gate(x)) * up(x)) instead of down(act(up(x)))."""
     qkv_bias: bool = False
+    """A bias on queries, keys and values."""
     output_bias: bool = False
+    """A bias on the attention's output projection."""
     mlp_bias: bool = False
+    """A bias on the MLP's projections."""
     qk_norm: bool = False
+    """Normalise each head's queries and keys."""
     tie_embeddings: bool = True
-    sliding_window: int | None = Field(None, ge=1, description="tokens each query looks back on")
-    sliding_layers: tuple[int, ...] = Field((), description="layers with the window")
+    """The head is the embedding, transposed."""
+    sliding_window: int | None = Field(None, ge=1)
+    """Tokens that each query looks back on, in `sliding_layers`."""
+    sliding_layers: tuple[int, ...] = ()
+    """Layers with the window."""
     scale_attention: bool = True
-    scale_attention_by_layer: bool = Field(False, description="divide scores by layer + 1 (GPT-2)")
+    """Divide scores by the root of head_dim."""
+    scale_attention_by_layer: bool = False
+    """Divide scores by layer + 1 as well (GPT-2)."""
 
     bos_id: int | None = None
+    """Token that begins a text."""
     eos_id: int | tuple[int, ...] | None = None
+    """Token or tokens that end one."""
     pad_id: int | None = None
+    """Token that fills rows up."""
 
     @model_validator(mode="after")
     def _fill_derived_sizes(self) -> Self:
