@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,26 @@ def test_each_fact_weighs_as_often_as_it_is_drawn(data: FactsData) -> None:
         texts = [fact.answer for fact in data.examples_of(split)]
         assert [done.text for done in part.answers[1]] == texts
         assert (part.good[:, 1] == 1).all()
+
+
+def test_facts_are_drawn_as_often_as_they_are_asked(data: FactsData) -> None:
+    """Means over the draws are the weighted means over the facts, which plain ones are not."""
+    drawn, test = data.drawn("test"), data.split("test")
+    examples = data.examples_of("test")
+    assert len(drawn) == len(examples)
+    share = test.weights / test.weights.sum()
+    counts = Counter(fact.prompt for fact in drawn)
+    expected = share * len(drawn)
+    for fact, count in zip(examples, expected, strict=True):
+        assert abs(counts[fact.prompt] - count) < 1
+    known = {fact.prompt: good for fact, good in zip(examples, test.good[:, 0], strict=True)}
+    assert np.mean([known[fact.prompt] for fact in drawn]) == pytest.approx(
+        float(share @ test.good[:, 0]), abs=0.01
+    )
+    assert abs(test.good[:, 0].mean() - share @ test.good[:, 0]) > 0.2
+    ranks = [examples.index(fact) for fact in drawn]
+    assert ranks != sorted(ranks)
+    assert drawn == data.drawn("test") != data.drawn("test", seed=1)
 
 
 def test_difficulty_is_the_rank(data: FactsData) -> None:

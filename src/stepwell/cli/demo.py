@@ -193,18 +193,20 @@ class Demo:
         from stepwell.evals.facts_report import DemoResult
         from stepwell.evals.live import run_live
 
-        tests = data.examples_of("test")
-        self.heading(f"Answering {len(tests)} facts that the stopping rule was not fitted on")
+        tests = data.split("test")
+        self.heading(f"Answering {len(tests.weights)} facts that nothing was fitted on")
         self.output.note("Timing the ladder beside always one stage, live, in turns ...")
-        live = run_live(cascade, [example.prompt for example in tests])
-        self.output.note("Replaying simpler rules on the same answers ...")
-        comparison = compare(cascade, data.split("calibration"), data.split("test"))
+        asked = data.drawn("test")
+        live = run_live(cascade, [example.prompt for example in asked])
+        self.output.note("Replaying simpler rules on the same facts ...")
+        comparison = compare(cascade, data.split("calibration"), tests)
         self.output.note(terminal_table(rules_table(comparison)))
         self.output.note(why_costs_differ(comparison.batch), style="dim")
         self.heading("The price of a failure moves depth and accuracy")
         self.output.note(terminal_table(lambda_table(comparison)))
         largest = list(runs.values())[-1].directory
-        return DemoResult(runs, data, comparison, live, self.attention(largest, tests[0].text))
+        attention = self.attention(largest, data.examples[0].text)
+        return DemoResult(runs, data, comparison, asked, live, attention)
 
     def attention(self, largest: Path, text: str) -> HeatmapGrid:
         """What the largest stage looks at in one text."""

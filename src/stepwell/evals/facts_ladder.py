@@ -67,6 +67,17 @@ class FactsData:
         """The facts themselves, in the order of `split`."""
         return [self.examples[row] for row in np.flatnonzero(self._rows(name))]
 
+    def drawn(self, name: str, seed: int = 0) -> list[Example]:
+        """As many facts of a split as it holds, but as often and as mixed as they are asked.
+
+        By systematic sampling: a fact comes as often as its weight says, rounded up or down.
+        """
+        examples = self.examples_of(name)
+        sums = np.cumsum([example.weight for example in examples])
+        places = (np.arange(len(examples)) + 0.5) / len(examples) * sums[-1]
+        rows = np.random.default_rng(seed).permutation(np.searchsorted(sums, places))
+        return [examples[row] for row in rows]
+
     def by_difficulty(self) -> tuple[list[str], list[int], FloatArray]:
         """Groups of ranks by name, facts in each, each stage's share of right answers [R, K]."""
         total = len(self.examples)

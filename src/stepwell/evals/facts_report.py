@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 from stepwell.config import write_json
@@ -26,6 +27,7 @@ from stepwell.evals.facts_ladder import FactsData
 from stepwell.evals.live import LiveRun
 from stepwell.report import Chart, Facts, HeatmapGrid, Page, Series, Table, write_png
 from stepwell.report.figure import Picture
+from stepwell.tasks.example import Example
 from stepwell.train.log import read_records
 from stepwell.train.run_folder import Run
 
@@ -34,11 +36,12 @@ FORMAT_VERSION: Final = 1  # of results.json
 
 @dataclass(frozen=True, eq=False)
 class DemoResult:
-    """Everything that the report shows."""
+    """Everything that the report shows. `asked` are the facts of the live run, as they came."""
 
     runs: Mapping[str, Run]
     data: FactsData
     comparison: Comparison
+    asked: Sequence[Example]
     live: LiveRun
     attention: HeatmapGrid
 
@@ -49,11 +52,9 @@ class DemoResult:
 
     @property
     def live_quality(self) -> float:
-        """Share of right answers in the live run, facts weighted with how often they are drawn."""
-        examples = self.data.examples_of("test")
-        pairs = list(zip(examples, self.live.answers, strict=True))
-        right = sum(example.weight for example, answer in pairs if answer.text == example.answer)
-        return right / sum(example.weight for example in examples)
+        """Share of right answers in the live run."""
+        pairs = zip(self.asked, self.live.answers, strict=True)
+        return fmean(answer.text == example.answer for example, answer in pairs)
 
 
 def write_report(result: DemoResult, directory: Path, command: str) -> Path:
@@ -103,7 +104,7 @@ def headline(result: DemoResult) -> Facts:
     own, top = result.comparison.row(LADDER), result.comparison.row(f"always {largest}")
     return Facts(
         (
-            ("right, ladder", f"{result.live_quality:.1%}"),
+            ("right, ladder", f"{own.quality:.1%}"),
             (f"right, always {largest}", f"{top.quality:.1%}"),
             (f"seconds of always {largest}, live", f"{result.live.relative_to(largest):.2f}"),
             (f"FLOPs of always {largest}", f"{own.flops:.2f}"),
@@ -120,7 +121,7 @@ def summary(result: DemoResult) -> str:
         f"Going only as deep as each prompt needs took {seconds:.2f}"
         " of the seconds of always asking the largest stage"
         f" (batch {result.comparison.batch}, measured live) and {own.flops:.2f} of its FLOPs,"
-        f" and was right {result.live_quality:.1%} of the time against {top.quality:.1%}."
+        f" and was right {own.quality:.1%} of the time against {top.quality:.1%}."
     )
 
 
@@ -137,11 +138,12 @@ def loss_chart(runs: Mapping[str, Run]) -> Chart:
 
 
 def answers_table(result: DemoResult, count: int = 12) -> Table:
-    """Some prompts with their answers, the stage that gave them, and whether they are right."""
-    examples = result.data.examples_of("test")
-    step = max(1, len(examples) // count)
+    """Some facts of the live run, frequent ones first: the answer, its stages, if it is right."""
+    pairs = zip(result.asked, result.live.answers, strict=True)
+    found = {example.prompt: (example, answer) for example, answer in pairs}
+    ranked = sorted(found.values(), key=lambda pair: -pair[0].weight)
     rows = []
-    for example, answer in list(zip(examples, result.live.answers, strict=True))[::step]:
+    for example, answer in ranked[:: max(1, len(ranked) // count)]:
         path = " → ".join(visit.stage for visit in answer.trace)
         verdict = "right" if answer.text == example.answer else f"wrong, {example.answer}"
         rows.append((example.prompt, answer.text, verdict, path, answer.p_good, answer.cost))
@@ -155,6 +157,7 @@ def plain(result: DemoResult) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "batch": comparison.batch,
         "live": {
+            "prompts": len(result.asked),
             "quality": result.live_quality,
             "seconds": result.live.seconds,
             "stage_seconds": result.live.stage_seconds,
