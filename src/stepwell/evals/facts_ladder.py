@@ -27,9 +27,9 @@ RANKS = (0, 128, 512, 1024, 2048)  # between which difficulty is averaged
 def facts_ladder() -> LadderConfig:
     """The ladder file of the demonstration, its stages in run folders beside the ladder's own."""
     recipes = {
-        "small": ("facts-small", 700, 1e-2),
-        "middle": ("facts-middle", 200, 1e-2),
-        "large": ("facts-large", 250, 3e-3),
+        "small": ("facts-small", 700, 1e-2, "float32"),
+        "middle": ("facts-middle", 80, 4e-3, "float32"),
+        "large": ("facts-large", 170, 3e-3, "bfloat16"),
     }
     return LadderConfig.parse(
         {
@@ -42,10 +42,11 @@ def facts_ladder() -> LadderConfig:
                         "preset": preset,
                         "steps": steps,
                         "batch_size": 512,
+                        "precision": precision,
                         "optimizer": {"lr": lr, "schedule": "linear", "weight_decay": 0.0},
                     },
                 }
-                for name, (preset, steps, lr) in recipes.items()
+                for name, (preset, steps, lr, precision) in recipes.items()
             ],
             "sampling": {"temperature": 0.0, "max_new_tokens": 3},
         }
