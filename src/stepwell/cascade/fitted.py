@@ -33,7 +33,7 @@ from stepwell.config import fingerprint, read_json, write_atomically, write_json
 from stepwell.errors import CascadeError, DataError, FormatError, StepwellError
 from stepwell.model.staging import staged
 
-QUALITY_MARGIN: Final = 0.01
+QUALITY_MARGIN: Final = 0.005  # on calibration prompts, so that new ones stay within a point
 MOST_POLICIES: Final = 256  # kept solved; a server is asked for any number of lambdas
 HEAD: Final = "fit.json"
 PREDICTOR: Final = "predictor.json"
@@ -106,8 +106,8 @@ class Fitted:
     ) -> Fitted:
         """Fit predictor and rule on disjoint prompts, and choose lambda as the ladder file asks.
 
-        `lambda: auto` takes the cheapest one that keeps the largest stage's quality within a point
-        on the calibration prompts; where none does, the largest, and a warning says so.
+        `lambda: auto` takes the cheapest one that keeps the largest stage's quality within half a
+        point on the calibration prompts; where none does, the largest, and a warning says so.
         """
         predictor = Predictor.fit(
             predictor_data.features, predictor_data.good, predictor_data.weights

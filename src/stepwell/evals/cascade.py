@@ -2,8 +2,8 @@
 
 All rules are replayed on the same test prompts, on which every stage was run once. A rule that has
 a setting gets it from the calibration prompts, by the criterion that the cascade's own lambda was
-chosen by: the cheapest one that keeps the largest stage's quality within a point. A baseline may
-mix two settings by lot to keep it exactly.
+chosen by: the cheapest one that keeps the largest stage's quality within half a point. A baseline
+may mix two settings by lot to keep it exactly.
 """
 
 from __future__ import annotations
