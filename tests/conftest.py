@@ -23,6 +23,12 @@ SPLITS = ("predictor", "calibration", "test")
 BATCH = 16
 
 
+@pytest.fixture(autouse=True)
+def _no_inherited_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed does not depend on the terminal that the tests were started from."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 class ScriptedStage:
     """A stage whose answers were prepared, one for each prompt. Notes what it was asked."""
 

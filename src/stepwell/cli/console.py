@@ -61,7 +61,8 @@ class Output:
     def note(self, *parts: RenderableType, style: str | None = None) -> None:
         """Says something to the person at the terminal; nothing where --quiet was given."""
         if not self.quiet:
-            self.err.print(*parts, style=style, soft_wrap=all(isinstance(p, str) for p in parts))
+            words = all(isinstance(part, str | Text) for part in parts)
+            self.err.print(*parts, style=style, soft_wrap=words)  # paths and commands stay whole
 
     def warn(self, text: str) -> None:
         """Says something that must be heard, also with --quiet."""
