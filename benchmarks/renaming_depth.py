@@ -21,8 +21,8 @@ from stepwell.train.trainer import Trainer
 
 LAYERS = (1, 2, 3)
 SEEDS = (0, 1, 2)
-DEPTHS = range(1, 6)
-RENAMES = 12
+DEPTHS = range(1, 5)
+RENAMES = 10
 
 
 class MixedLengths(Trainer):
@@ -45,7 +45,7 @@ def config(layers: int, seed: int) -> TrainerConfig:
     return TrainerConfig(
         model=gpt2_shape(width=64, num_layers=layers, num_heads=2, context_length=4 * RENAMES),
         task=VariableRenaming(chains=4, renames=RENAMES, seed=seed),
-        steps=6000,
+        steps=3000,
         batch_size=64,
         seed=seed,
         optimizer=OptimizerConfig(lr=3e-3, schedule="wsd", warmup=0.05, weight_decay=0.0),

@@ -47,7 +47,7 @@ def demo(
 ) -> None:
     """Train three sizes of a model, then answer each prompt with the smallest that is good enough.
 
-    Takes about three minutes on two CPU cores. A second run reuses what is there; Ctrl-C saves, and
+    Takes about two minutes on two CPU cores. A second run reuses what is there; Ctrl-C saves, and
     the same command goes on. The stages become run folders beside OUT.
     """
     with output.open() as opened:
