@@ -4,7 +4,8 @@ A text is a row of statements `source>name;`. The first `chains` statements star
 every later one draws a chain, each as likely as the others, and moves its value from the name that
 holds it now to a new one. Names are the first `names` letters, drawn without replacement: none
 comes twice while there are no more statements than names. Then names whose value has moved on come
-back: the latest statement that binds a name counts, and one that holds a value is never overwritten.
+back: the latest statement that binds a name counts, and one that holds a value is never
+overwritten.
 """
 
 from __future__ import annotations
