@@ -21,8 +21,8 @@ from stepwell.train.trainer import Trainer
 
 LAYERS = (1, 2, 3)
 SEEDS = (0, 1, 2)
-DEPTHS = range(1, 5)
-RENAMES = 10
+DEPTHS = range(1, 7)
+RENAMES = 16
 
 
 class MixedLengths(Trainer):
@@ -48,7 +48,7 @@ def config(layers: int, seed: int) -> TrainerConfig:
         steps=3000,
         batch_size=64,
         seed=seed,
-        optimizer=OptimizerConfig(lr=3e-3, schedule="wsd", warmup=0.05, weight_decay=0.0),
+        optimizer=OptimizerConfig(lr=1e-3, schedule="wsd", warmup=0.05, weight_decay=0.0),
         evaluation_batches=16,
         evaluate_every=0,
         save_every=0,
