@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepwell.cascade.paths import FloatArray, Outcome
-from stepwell.errors import CascadeError, ShapeError
+from stepwell.errors import ShapeError
 from stepwell.evals.frontier import (
     Curve,
     Hull,
     bootstrap,
-    cheapest_reaching,
     hull,
     hull_indices,
     paired_difference,
@@ -93,14 +92,6 @@ def test_the_area_is_the_integral(pairs: list[tuple[float, float]], low: int, wi
     middles = np.linspace(start, end, 4_001)[:-1] + (end - start) / 8_000
     total = np.mean([reached.quality_at(cost) for cost in middles]) * (end - start)
     assert reached.area(start, end) == pytest.approx(total, abs=2e-3)
-
-
-def test_the_cheapest_setting_that_reaches_a_target() -> None:
-    cost, quality = np.array([3.0, 1.0, 2.0]), np.array([0.9, 0.5, 0.8])
-    assert cheapest_reaching(cost, quality, 0.6) == 2
-    assert cheapest_reaching(cost, quality, 0.85) == 0
-    with pytest.raises(CascadeError, match="no setting"):
-        cheapest_reaching(cost, quality, 0.95)
 
 
 def test_points_that_do_not_match_are_a_typed_error() -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from stepwell.cascade.paths import FloatArray, IntArray
-from stepwell.errors import CascadeError, ShapeError
+from stepwell.errors import ShapeError
 
 
 class Measured(Protocol):
@@ -103,18 +103,6 @@ def hull(cost: FloatArray, quality: FloatArray) -> Hull:
         raise ShapeError(f"cost is {list(cost.shape)} and quality {list(quality.shape)}.")
     corners = hull_indices(cost, quality)
     return Hull(cost[corners], quality[corners])
-
-
-def cheapest_reaching(cost: FloatArray, quality: FloatArray, target: float) -> int:
-    """The setting of least cost whose quality reaches the target: chosen on one split, for another.
-
-    Raises CascadeError where none does.
-    """
-    if quality.max() < target:
-        raise CascadeError(
-            f"no setting reaches quality {target:.4f}, the best is {quality.max():.4f}."
-        )
-    return int(np.where(quality >= target, cost, np.inf).argmin())
 
 
 @dataclass(frozen=True)
