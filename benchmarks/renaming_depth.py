@@ -2,7 +2,7 @@
 
 Trains networks of 1, 2 and 3 layers (2 heads, width 64) on variable renaming with three seeds each,
 and prints accuracy by layers and by chain depth: `python -m benchmarks.renaming_depth`. Guessing is
-right a quarter of the time. Takes some minutes on two cores; finished runs are reused.
+right a quarter of the time. Takes some ten minutes on two cores; finished runs are reused.
 """
 
 from __future__ import annotations
