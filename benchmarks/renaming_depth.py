@@ -2,7 +2,7 @@
 
 Trains networks of 1, 2 and 3 layers (2 heads, width 64) on variable renaming with three seeds each,
 and prints accuracy by layers and by chain depth: `python -m benchmarks.renaming_depth`. Guessing is
-right a quarter of the time. Takes some ten minutes on two cores; finished runs are reused.
+right a quarter of the time. Takes some twenty minutes on two cores; finished runs are reused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def config(layers: int, seed: int) -> TrainerConfig:
     return TrainerConfig(
         model=gpt2_shape(width=64, num_layers=layers, num_heads=2, context_length=4 * RENAMES),
         task=VariableRenaming(chains=4, renames=RENAMES, seed=seed),
-        steps=3000,
+        steps=6000,
         batch_size=64,
         seed=seed,
         optimizer=OptimizerConfig(lr=1e-3, schedule="wsd", warmup=0.05, weight_decay=0.0),
