@@ -11,7 +11,8 @@
     ├── CheckpointError             a checkpoint that is damaged, foreign or does not fit the run
     ├── FormatError                 a file in a newer format than this version reads
     ├── ShapeError                  tensors or arrays whose shapes do not fit together
-    ├── CacheError                  a key/value cache that is full, or a row that is not in use
+    ├── CacheError                  a key/value cache misused, as by a row that is not in use
+    │   └── CacheFullError          more blocks are asked for than are left
     ├── DeviceError                 a device that is not there, or tensors on two of them
     ├── LogitsError                 logits from which no token can be chosen
     ├── TrainingError               a loss that is not finite, a run that cannot go on
@@ -83,7 +84,11 @@ class ShapeError(StepwellError):
 
 
 class CacheError(StepwellError):
-    """A key/value cache that is full, or a row of it that is not in use."""
+    """A key/value cache misused: a row that is not in use, more than fits the context."""
+
+
+class CacheFullError(CacheError):
+    """More blocks of a key/value cache are asked for than are free or cached."""
 
 
 class DeviceError(StepwellError):

@@ -4,9 +4,14 @@
     truncate  roll a row back
     fork      a new row with the same past
     release   give a row back
+    publish   let a row's full blocks be found by their keys
+    adopt     begin a row with blocks that were published
 
 A layer writes through the view and never moves a length: whoever drives the model does, so that a
-rollback is visible. Rows have lengths of their own.
+rollback is visible. Rows have lengths of their own. They lie in blocks of BLOCK positions, shared
+between rows that begin alike; a block that others may read is copied before it is written to. What
+lies in a block beyond its row's length is never read, and so never cleared. Who holds which block
+is kept in `blocks`.
 """
 
 from __future__ import annotations
@@ -14,18 +19,23 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from stepwell.errors import CacheError
+from stepwell.model.blocks import BLOCK, BlockPool
 from stepwell.model.config import ModelConfig
-
-_SMALLEST_CAPACITY = 64
 
 
 class KVCache:
-    """Keys and values of up to `max_rows` rows, [rows, G, capacity, D] a layer, grown on demand."""
+    """Keys and values of up to `max_rows` rows in at most `num_blocks` blocks.
+
+    pool: [blocks, L, 2, G, BLOCK, D], keys before values. Grows on demand, and is then another
+        tensor. By default every row can fill the context.
+    blocks: the states of those blocks.
+    """
 
     def __init__(
         self,
@@ -33,6 +43,7 @@ class KVCache:
         max_rows: int,
         *,
         context_length: int | None = None,
+        num_blocks: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -43,14 +54,16 @@ class KVCache:
                 f"{self.context_length} would go beyond them."
             )
         self.max_rows = max_rows
+        if num_blocks is None:
+            num_blocks = max_rows * _blocks_for(self.context_length)
+        self.blocks = BlockPool(num_blocks)
         self._free = list(range(max_rows))  # a heap: the lowest row is handed out first
         self._lengths: dict[int, int] = {}  # of the rows in use
-        shape = (max_rows, config.num_kv_heads, 0, config.head_dim)
+        self._tables: dict[int, list[int]] = {}  # their blocks, in order
+        shape = (0, config.num_layers, 2, config.num_kv_heads, BLOCK, config.head_dim)
         with torch.inference_mode(False):  # else only code in inference mode could write to it
-            empty = torch.zeros(shape, dtype=dtype, device=device)
-            self._keys = [empty.clone() for _ in range(config.num_layers)]
-            self._values = [empty.clone() for _ in range(config.num_layers)]
-        self.device = self._keys[0].device
+            self.pool = torch.zeros(shape, dtype=dtype, device=device)
+        self.device = self.pool.device
 
     @property
     def num_free(self) -> int:
@@ -59,32 +72,150 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """Positions a row can hold before the cache grows."""
-        return self._keys[0].shape[2]
+        """Positions, over all rows, that fit before the pool grows."""
+        return len(self.pool) * BLOCK
 
     def length(self, row: int) -> int:
         """Number of positions in a row."""
         return self._lengths[self._used(row)]
 
+    def table(self, row: int) -> list[int]:
+        """The row's blocks, in the order of its positions."""
+        return list(self._tables[self._used(row)])
+
     def allocate(self) -> int:
         """The lowest free row, empty. Raises CacheError where all are in use."""
-        if not self._free:
-            raise CacheError(
-                f"All {self.max_rows} rows of the cache are in use.",
-                fix="release one, or raise max_rows.",
-            )
+        self._check_rows()
         row = heapq.heappop(self._free)
-        self._lengths[row] = 0
+        self._lengths[row], self._tables[row] = 0, []
         return row
 
     def append(self, rows: Sequence[int], num_new: Sequence[int]) -> CacheView:
         """Lengthen each row by its number of new positions and return the view that fills them.
 
         Raises CacheError, and changes nothing, where a row would outgrow the context, is named
-        twice, or gets no position.
+        twice, or gets no position; CacheFullError where `has_room` says no.
         """
-        starts = [self.length(row) for row in rows]
+        starts = self._lengthen(rows, num_new)
+        return CacheView(self, tuple(rows), starts, tuple(num_new))
+
+    def append_tile(self, row: int, num_new: int) -> TileView:
+        """`append` to one row, with a view of the whole tile that the new positions lie in.
+
+        Raises CacheError, and changes nothing, where they reach beyond that tile.
+        """
+        room = BLOCK - self.length(row) % BLOCK
+        if num_new > room:
+            raise CacheError(
+                f"{num_new} tokens do not fit the tile that row {row} is in; {room} do.",
+                fix="append up to the multiple of the tile's width first.",
+            )
+        [start] = self._lengthen([row], [num_new])
+        return TileView(self, row, start, num_new)
+
+    def has_room(self, rows: Sequence[int], num_new: Sequence[int]) -> bool:
+        """Whether there are blocks enough for such an append."""
+        steps = zip(rows, num_new, strict=True)
+        missing = sum(self._missing(row, self.length(row) + count) for row, count in steps)
+        return missing <= self.blocks.num_available
+
+    def truncate(self, row: int, length: int) -> None:
+        """Roll a row back to its first `length` positions."""
+        if not 0 <= length <= self.length(row):
+            held = self.length(row)
+            raise CacheError(f"Row {row} holds {held} tokens and cannot be cut to {length}.")
+        table = self._tables[row]
+        while len(table) > _blocks_for(length):  # the last first: a prefix is evicted from its end
+            self.blocks.drop(table.pop())
+        self._lengths[row] = length
+
+    def fork(self, row: int) -> int:
+        """A new row with the same past. Raises CacheError, and changes nothing, where none fits."""
+        length, table = self.length(row), self._tables[row]
+        full, partial = table[: length // BLOCK], table[length // BLOCK :]
+        self._check_rows()
+        self._reserve(len(partial))
+        fork = self.allocate()
+        for block in full:
+            self.blocks.share(block)
+        self._tables[fork] = full + [self._copy(block) for block in partial]
+        self._lengths[fork] = length
+        return fork
+
+    def release(self, *rows: int) -> None:
+        """Give rows back. Of their content, published blocks may still be adopted."""
+        for row in rows:
+            self._used(row)
+        for row in rows:
+            self.truncate(row, 0)
+            del self._lengths[row], self._tables[row]
+            heapq.heappush(self._free, row)
+
+    def publish(self, row: int, keys: Sequence[bytes]) -> None:
+        """Let the row's first len(keys) blocks be found under these keys.
+
+        A key must stand for all that decides the block's content: the model, what was done to it,
+        and the text up to the block's end. Where it is known, the block that has it keeps it.
+        Raises CacheError where fewer blocks are full.
+        """
+        full = self.length(row) // BLOCK
+        if len(keys) > full:
+            raise CacheError(f"Row {row} has {full} full blocks, but {len(keys)} keys are given.")
+        for block, key in zip(self._tables[row], keys, strict=False):
+            self.blocks.publish(block, key)
+
+    def adopt(self, row: int, keys: Sequence[bytes]) -> int:
+        """Begin an empty row with the longest run of blocks that are found under these keys.
+
+        Returns its number of positions. Raises CacheError where the row is not empty.
+        """
+        if held := self.length(row):
+            raise CacheError(
+                f"Row {row} holds {held} tokens; only an empty row can adopt blocks.",
+                fix="truncate it to 0, or allocate another.",
+            )
+        table = self._tables[row]
+        for key in keys[: self.context_length // BLOCK]:
+            block = self.blocks.find(key)
+            if block is None:
+                break
+            table.append(block)
+        self._lengths[row] = len(table) * BLOCK
+        return self._lengths[row]
+
+    def _used(self, row: int) -> int:
+        if row not in self._lengths:
+            raise CacheError(f"Row {row} of the cache is not in use.", fix="allocate it first.")
+        return row
+
+    def _check_rows(self) -> None:
+        if not self._free:
+            raise CacheError(
+                f"All {self.max_rows} rows of the cache are in use.",
+                fix="release one, or raise max_rows.",
+            )
+
+    def _lengthen(self, rows: Sequence[int], num_new: Sequence[int]) -> tuple[int, ...]:
+        """Give rows the blocks for their new positions, or raise and change nothing.
+
+        Returns their lengths before.
+        """
+        starts = tuple(self.length(row) for row in rows)
         ends = [start + count for start, count in zip(starts, num_new, strict=True)]
+        self._check_step(rows, num_new, ends)
+        self._reserve(sum(map(self._missing, rows, ends)))
+        for row, start, end in zip(rows, starts, ends, strict=True):
+            table = self._tables[row]
+            if self._writes_to_others(row):
+                block = table[start // BLOCK]
+                table[start // BLOCK] = self._copy(block)
+                self.blocks.drop(block)
+            while len(table) < _blocks_for(end):
+                table.append(self.blocks.take())
+            self._lengths[row] = end
+        return starts
+
+    def _check_step(self, rows: Sequence[int], num_new: Sequence[int], ends: list[int]) -> None:
         if len(set(rows)) != len(rows):
             raise CacheError(f"Row {max(rows, key=list(rows).count)} is named twice in one step.")
         if min(num_new, default=0) < 1:
@@ -95,82 +226,81 @@ class KVCache:
                 f"Row {row} would reach {max(ends)} tokens; {self.context_length} fit the context.",
                 fix="shorten the prompt or ask for fewer new tokens.",
             )
-        self._grow(max(ends))
-        for row, end in zip(rows, ends, strict=True):
-            self._lengths[row] = end
-        return CacheView(self, tuple(rows), tuple(starts), tuple(num_new))
 
-    def truncate(self, row: int, length: int) -> None:
-        """Roll a row back to its first `length` positions."""
-        if not 0 <= length <= self.length(row):
-            held = self.length(row)
-            raise CacheError(f"Row {row} holds {held} tokens and cannot be cut to {length}.")
-        self._clear([row], length)
-        self._lengths[row] = length
+    def _missing(self, row: int, end: int) -> int:
+        """Blocks that must be taken before the row can be written up to `end`."""
+        return _blocks_for(end) - len(self._tables[row]) + self._writes_to_others(row)
 
-    def fork(self, row: int) -> int:
-        """A new row with the same past."""
-        length, copy = self.length(row), self.allocate()
-        for stored in (*self._keys, *self._values):
-            stored[copy, :, :length] = stored[row, :, :length]
-        self._lengths[copy] = length
+    def _writes_to_others(self, row: int) -> bool:
+        """Whether the row's next position lies in a block that others hold or may find."""
+        table, at = self._tables[row], self._lengths[row] // BLOCK
+        return at < len(table) and not self.blocks.is_private(table[at])
+
+    def _reserve(self, count: int) -> None:
+        """Make sure that `count` blocks can be taken, and that the pool has them."""
+        self.blocks.require(count)
+        # The smallest ids are handed out first, so that none goes beyond this number of blocks.
+        needed = min(self.blocks.total, self.blocks.num_held + self.blocks.num_cached + count)
+        have = len(self.pool)
+        if needed > have:
+            size = min(self.blocks.total, max(needed, 2 * have))
+            with torch.inference_mode(False):
+                grown = self.pool.new_zeros(size, *self.pool.shape[1:])
+            grown[:have] = self.pool
+            self.pool = grown
+
+    def _copy(self, block: int) -> int:
+        """A new block with the same content."""
+        copy = self.blocks.take()
+        self.pool[copy] = self.pool[block]
         return copy
 
-    def release(self, *rows: int) -> None:
-        """Give rows back; their content is gone."""
-        self._clear(rows, 0)
-        for row in rows:
-            del self._lengths[self._used(row)]
-            heapq.heappush(self._free, row)
-
-    def _clear(self, rows: Sequence[int], start: int) -> None:
-        """Zero what rows forget: a NaN left there would come back as 0 * NaN under the mask."""
-        end = max((self.length(row) for row in rows), default=0)
-        for stored in (*self._keys, *self._values) if end > start else ():
-            stored[list(rows), :, start:end] = 0
-
-    def _used(self, row: int) -> int:
-        if row not in self._lengths:
-            raise CacheError(f"Row {row} of the cache is not in use.", fix="allocate it first.")
-        return row
-
-    def _grow(self, length: int) -> None:
-        if length <= self.capacity:
-            return
-        capacity = min(self.context_length, max(_SMALLEST_CAPACITY, length, 2 * self.capacity))
-        for stored in (self._keys, self._values):
-            for layer, old in enumerate(stored):
-                with torch.inference_mode(False):
-                    new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
-                new[:, :, : old.shape[2]] = old
-                stored[layer] = new
-
     def _write(self, layer: int, index: _Index, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
-        for stored, new in ((self._keys[layer], k_BGTD), (self._values[layer], v_BGTD)):
-            if index.cells is None:
-                stored[index.rows, :, index.span] = new
-            else:
-                rows, positions = index.cells
-                stored[rows, :, positions] = new.transpose(1, 2)[index.valid]
+        new_BT2GD = torch.stack((k_BGTD, v_BGTD), 1).movedim(3, 1)
+        blocks, offsets = index.cells
+        self.pool[:, layer][blocks, :, :, offsets] = (
+            new_BT2GD if index.valid is None else new_BT2GD[index.valid]
+        )
+
+    def _lines(self, table_BN: Tensor, length: int) -> Tensor:
+        """The lines that hold the first `length` positions of rows, [2, B, G, S]."""
+        _, num_layers, _, num_kv_heads, _, _ = self.pool.shape
+        first_BN = table_BN * (num_layers * 2 * num_kv_heads * BLOCK)
+        within = torch.arange(2 * num_kv_heads * BLOCK, device=self.device)
+        lines_2BGNP = first_BN[:, None, :, None] + within.view(2, 1, num_kv_heads, 1, BLOCK)
+        return lines_2BGNP.flatten(3)[..., :length]
 
     def _read(self, layer: int, index: _Index, length: int) -> tuple[Tensor, Tensor]:
-        keys, values = self._keys[layer][:, :, :length], self._values[layer][:, :, :length]
-        return keys[index.rows], values[index.rows]
+        assert index.lines is not None
+        _, _, _, num_kv_heads, _, head_dim = self.pool.shape
+        first = layer * 2 * num_kv_heads * BLOCK  # the layer's first line in block 0
+        gathered = self.pool.view(-1, head_dim)[first:].index_select(0, index.lines)
+        if index.beyond is not None:
+            self._clear(gathered, index.beyond)
+        keys, values = gathered.view(2, -1, num_kv_heads, length, head_dim)
+        return keys, values
+
+    def _clear(self, gathered: Tensor, beyond: Tensor) -> None:
+        """Zero what no row holds: a NaN left there would come back as 0 * NaN under the mask."""
+        gathered.index_fill_(0, beyond, 0)
 
 
 @dataclass(frozen=True)
 class _Index:
-    """Where the new positions of a view lie in the cache.
+    """Where the positions of a view lie in the pool.
 
-    `rows` selects the rows to read: a slice where they are neighbours, so that nothing is copied.
-    `span` is set where they also share start and count; otherwise `cells` names the row and the
-    position of each new token, and `valid` [B, T] says which tokens of the padded batch those are.
+    cells: block, and offset in it, of each new token, [B, T] each; where `valid` [B, T] says that
+        some tokens of the batch are padding, of the others, in order.
+    lines: what a layer reads, [2 * B * G * S]; None where all of that is new. A line is one head's
+        key or value at one position; they are counted from the layer's first, so that the same
+        numbers serve every layer.
+    beyond: which of the lines come after the end of their row; None where none do.
     """
 
-    rows: slice | Tensor
-    span: slice | None
-    cells: tuple[Tensor, Tensor] | None
+    cells: tuple[Tensor, Tensor]
     valid: Tensor | None
+    lines: Tensor | None
+    beyond: Tensor | None
 
 
 class CacheView:
@@ -178,6 +308,7 @@ class CacheView:
 
     positions_BT: absolute position of each new token; padding on the right repeats a row's last.
     length: number of keys that the longest row attends to.
+    uniform: whether all rows have the same positions, and no column is padding.
     """
 
     def __init__(
@@ -191,28 +322,77 @@ class CacheView:
         self.length = max(start + count for start, count in zip(starts, counts, strict=True))
         self.uniform = len(set(starts)) == 1 and len(set(counts)) == 1
         self._cache = cache
+        self._reads = any(starts)  # else all that there is to read is new
         first_B1 = torch.tensor(starts, device=cache.device)[:, None]
+        last_B1 = torch.tensor(counts, device=cache.device)[:, None] - 1
         offsets_T = torch.arange(max(counts), device=cache.device)
-        if self.uniform:
-            self.positions_BT = first_B1 + offsets_T
-        else:
-            last_B1 = torch.tensor(counts, device=cache.device)[:, None] - 1
-            self.positions_BT = first_B1 + torch.minimum(offsets_T, last_B1)
-        self._index = self._locate()
+        self.positions_BT = first_B1 + torch.minimum(offsets_T, last_B1)
+        self._valid_BT = None if len(set(counts)) == 1 else offsets_T <= last_B1
 
     def update(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values of a layer; returns all of them, [B, G, S, D] each."""
+        """Store the new keys and values of a layer; returns all of them, [B, G, S, D] each.
+
+        Where every row begins with this step these are the new ones as they came, padding included.
+        Otherwise what lies beyond a row's length is zero.
+        """
+        dtype = self._cache.pool.dtype
+        k_BGTD, v_BGTD = k_BGTD.to(dtype), v_BGTD.to(dtype)
         self._cache._write(layer, self._index, k_BGTD, v_BGTD)
+        if not self._reads:
+            return k_BGTD, v_BGTD
         return self._cache._read(layer, self._index, self.length)
 
+    @cached_property
+    def _index(self) -> _Index:
+        """Made when first needed: a kernel that reads the rows' tables needs none."""
+        return self._locate()
+
     def _locate(self) -> _Index:
-        first, last, device = self.rows[0], self.rows[-1], self._cache.device
-        neighbours = self.rows == tuple(range(first, last + 1))
-        rows_B = torch.tensor(self.rows, device=device)
-        rows = slice(first, last + 1) if neighbours else rows_B
-        if self.uniform and neighbours:
-            return _Index(rows, slice(self.starts[0], self.length), None, None)
-        counts_B1 = torch.tensor(self.counts, device=device)[:, None]
-        valid_BT = torch.arange(max(self.counts), device=device) < counts_B1
-        rows_BT = rows_B[:, None].expand_as(valid_BT)
-        return _Index(rows, None, (rows_BT[valid_BT], self.positions_BT[valid_BT]), valid_BT)
+        width = _blocks_for(self.length)
+        tables = [self._cache.table(row) for row in self.rows]
+        padded = [table + [0] * (width - len(table)) for table in tables]
+        table_BN = torch.tensor(padded, device=self._cache.device)
+        blocks_BT = table_BN.gather(1, self.positions_BT // BLOCK)
+        offsets_BT, valid = self.positions_BT % BLOCK, self._valid_BT
+        cells = (blocks_BT, offsets_BT) if valid is None else (blocks_BT[valid], offsets_BT[valid])
+        if not self._reads:
+            return _Index(cells, valid, None, None)
+        lines_2BGS = self._cache._lines(table_BN, self.length)
+        return _Index(cells, valid, lines_2BGS.flatten(), self._beyond(lines_2BGS.shape))
+
+    def _beyond(self, shape: torch.Size) -> Tensor | None:
+        """Which of the gathered lines, in a tensor of this shape, are beyond their row's end."""
+        ends = [start + count for start, count in zip(self.starts, self.counts, strict=True)]
+        if min(ends) == self.length:
+            return None
+        ends_B11 = torch.tensor(ends, device=self._cache.device)[:, None, None]
+        beyond_B1S = torch.arange(self.length, device=self._cache.device) >= ends_B11
+        return beyond_B1S.expand(shape).flatten().nonzero()[:, 0]
+
+
+class TileView(CacheView):
+    """New positions of one row, shown as the tile of BLOCK positions that they lie in.
+
+    The tile stands on the absolute grid of multiples of BLOCK, and so does the end of the keys:
+    what a position is computed from does not depend on how its row was cut into steps.
+
+    positions_BT: [1, BLOCK], those of the tile; beyond the context its last position is repeated.
+    columns: the new positions among those; nothing else is stored.
+    length: where the tile ends. Keys and values beyond the row's end are zero.
+    """
+
+    def __init__(self, cache: KVCache, row: int, start: int, num_new: int) -> None:
+        super().__init__(cache, (row,), (start,), (num_new,))
+        first = start - start % BLOCK
+        self.columns = slice(start - first, start - first + num_new)
+        self.length = first + BLOCK
+        self.uniform = False
+        self._reads = True
+        columns_BT = torch.arange(BLOCK, device=cache.device)[None]
+        self.positions_BT = (first + columns_BT).clamp(max=cache.context_length - 1)
+        self._valid_BT = (columns_BT >= self.columns.start) & (columns_BT < self.columns.stop)
+
+
+def _blocks_for(length: int) -> int:
+    """Number of blocks that a row of this length lies in."""
+    return -(-length // BLOCK)
