@@ -7,15 +7,18 @@ PYTEST := $(BIN)/python -m pytest
 # One process a core; each test runs on one thread, so that they do not fight for cores.
 WORKERS ?= auto
 
+NATIVE := src/stepwell/native
+KERNELS := $(NATIVE)/_kernels.json
+
 .PHONY: demo test test-all check format bench docs clean
 
-demo: $(VENV)/core.installed        ## train a ladder and watch it answer
+demo: $(VENV)/core.installed $(KERNELS)  ## train a ladder and watch it answer
 	$(BIN)/stepwell demo
 
-test: $(VENV)/test.installed        ## the suite, a few minutes
+test: $(VENV)/test.installed $(KERNELS)  ## the suite, a few minutes
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m "not slow"
 
-test-all: $(VENV)/test.installed    ## the suite with its long versions
+test-all: $(VENV)/test.installed $(KERNELS)  ## the suite with its long versions
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS)
 
 check: $(VENV)/dev.installed        ## format, lint and strict types
@@ -27,14 +30,14 @@ format: $(VENV)/dev.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/core.installed       ## what an answer costs, by size and batch
+bench: $(VENV)/core.installed $(KERNELS)  ## what an answer costs, by size and batch
 	$(BIN)/python -m benchmarks.stage_costs
 
 docs: $(VENV)/docs.installed        ## the documentation site, in site/
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache $(NATIVE)/_kernels*
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -49,3 +52,7 @@ $(VENV)/core.installed: pyproject.toml $(VENV)/bin/python
 $(VENV)/%.installed: pyproject.toml $(VENV)/core.installed
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
+
+# Installing has built the kernels; this follows the sources. Without a compiler, torch decodes.
+$(KERNELS): $(NATIVE)/build.py $(wildcard $(NATIVE)/source/*) | $(VENV)/core.installed
+	-$(BIN)/python -m stepwell.native.build

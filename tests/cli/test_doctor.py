@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 
 from stepwell.cli import checks, doctor
 from stepwell.cli.checks import Check
+from stepwell.errors import ConfigError
+from stepwell.native import library
 
 
 def test_a_sound_machine_is_healthy(run, tmp_path: Path) -> None:
@@ -20,6 +24,7 @@ def test_a_sound_machine_is_healthy(run, tmp_path: Path) -> None:
     names = [check["name"] for check in report["checks"]]
     for name in ("python", "torch", "transformers", "processor", "memory", "disk", "threads"):
         assert name in names
+    assert "native kernels" in names
     assert not list(tmp_path.iterdir())
 
 
@@ -74,3 +79,36 @@ def test_a_torch_that_does_not_load_is_broken(monkeypatch) -> None:
 def test_the_hub_is_offline_where_it_is_said_to_be(monkeypatch, value: str, word: str) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     assert checks.check_hub().found.startswith(word)
+
+
+LOADED = library.Library(ctypes.CDLL(None), "avx2", "0123456789abcdef-avx2", shares_pool=True)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state", "words", "fix"),
+    [
+        (LOADED, "ok", "avx2, build 01234567", ""),
+        (replace(LOADED, shares_pool=False), "ok", "on one thread", ""),
+        (library.Unavailable("switched off"), "note", "switched off; decoding is about 3", ""),
+        (library.Unavailable("no compiler", "install g++"), "warning", "no compiler", "install"),
+    ],
+)
+def test_native_kernels_are_named_or_missed(
+    monkeypatch, outcome: library.Library | library.Unavailable, state: str, words: str, fix: str
+) -> None:
+    monkeypatch.setattr(library, "outcome", lambda: outcome)
+    check = checks.check_native()
+    assert check.state == state
+    assert words in check.found
+    assert check.fix.startswith(fix)
+    assert bool(check.fix) == bool(fix)
+
+
+def test_kernels_that_cannot_be_had_are_broken_where_they_were_asked_for(monkeypatch) -> None:
+    def refused() -> library.Library:
+        raise ConfigError("STEPWELL_NATIVE=avx9 is not a choice.", fix="unset it.")
+
+    monkeypatch.setattr(library, "outcome", refused)
+    check = checks.check_native()
+    assert (check.state, check.fix) == ("broken", "unset it.")
+    assert "avx9" in check.found

@@ -116,12 +116,21 @@ class Transformer(nn.Module):
             raise ShapeError(f"{states} hidden states have {positions} positions.")
         return hooks.at("logits", LOGITS_LAYER, logits_BTV, positions_BT)
 
-    def new_cache(self, max_rows: int, context_length: int | None = None) -> KVCache:
+    def rope_table(self, length: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin) at positions 0..length-1, [length, D] each, as every layer uses them."""
+        assert self._rope is not None, "learned positions are not rotated"
+        cos, sin = self._rope.first(length, self.device, self.dtype)
+        return cos[0, 0], sin[0, 0]
+
+    def new_cache(
+        self, max_rows: int, context_length: int | None = None, *, num_blocks: int | None = None
+    ) -> KVCache:
         """An empty cache that fits this model, on its device and in its dtype."""
         return KVCache(
             self.config,
             max_rows,
             context_length=context_length,
+            num_blocks=num_blocks,
             dtype=self.dtype,
             device=self.device,
         )

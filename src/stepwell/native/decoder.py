@@ -1,0 +1,302 @@
+"""The Python face of the decode kernels: weights as pointers, one call a step.
+
+Owns the ctypes mirror of source/stepwell.h, the buffers of a step and the checks that keep the
+kernels from reading beyond them. Knows tensors, but no model: what a model's weights mean to the
+kernels is told by `DecoderWeights`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stepwell.errors import CacheError
+from stepwell.native.library import Library, threads
+
+BLOCK: Final = 64
+GROUP: Final = 128
+FORMATS: Final = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
+ACTIVATIONS: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+
+_Pointer, _Int = ctypes.c_void_p, ctypes.c_int32
+
+
+@dataclass(frozen=True)
+class LinearWeights:
+    """y = W x + bias: weight [N, K], bias [N].
+
+    8-bit weights are q + 128 in uint8 [N, groups * GROUP], with scale [N, groups], float32.
+    """
+
+    weight: Tensor
+    inputs: int
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class NormWeights:
+    """RMSNorm's or, where `centred`, LayerNorm's weight and bias [C]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+    centred: bool
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer: its norms, its linear layers, how its attention scores are scaled and windowed."""
+
+    attention_norm: NormWeights
+    mlp_norm: NormWeights
+    q_norm: NormWeights | None
+    k_norm: NormWeights | None
+    q: LinearWeights
+    k: LinearWeights
+    v: LinearWeights
+    o: LinearWeights
+    gate: LinearWeights | None
+    up: LinearWeights
+    down: LinearWeights
+    score_scale: float
+    window: int | None
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """A whole model. `cosines` and `sines` [positions, D] are those of rotary positions."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    activation: str
+    positions: int
+    embedding: Tensor
+    position_embedding: Tensor | None
+    cosines: Tensor | None
+    sines: Tensor | None
+    layers: Sequence[LayerWeights]
+    final_norm: NormWeights
+    head: LinearWeights
+
+
+class Row(NamedTuple):
+    """One position to compute: its token, where it stands, and the blocks of its sequence."""
+
+    token_id: int
+    position: int
+    table: Sequence[int]
+    wanted: bool = True
+
+
+class Step(NamedTuple):
+    """What comes out for the rows that were wanted, in order.
+
+    logits [N, V] float32; best: the lowest id with the highest logit; sound: whether no logit is
+    NaN and the highest is finite.
+    """
+
+    logits: Tensor
+    best: list[int]
+    sound: list[bool]
+
+
+class Decoder:
+    """Runs steps of one model. The weights stay where they are and must not move."""
+
+    def __init__(self, library: Library, weights: DecoderWeights) -> None:
+        self._handle = declared(library)
+        self._kept: list[Any] = [weights]  # what the pointers below point to
+        self._width = weights.embedding.shape[1]
+        self._vocab_size = weights.head.weight.shape[0]
+        self._positions = weights.positions
+        self._model = self._describe(weights)
+        self._capacity = self._threads = 0
+
+    def step(self, rows: Sequence[Row], cache: Tensor) -> Step:
+        """Compute all rows; their keys and values go to `cache` [blocks, L, 2, G, BLOCK, D].
+
+        Rows of one sequence see each other's keys: each attends to positions up to its own. Raises
+        CacheError where a row's position lies beyond its table or the model's positions.
+        """
+        self._reserve(len(rows))
+        wanted = self._fill(rows)
+        logits = torch.empty(wanted, self._vocab_size)
+        self._step.rows = len(rows)
+        self._step.cache = cache.data_ptr()
+        self._step.logits = logits.data_ptr()
+        self._handle.stepwell_run(self._model, self._step, self._threads)
+        highest = self._best_logit[:wanted]
+        return Step(logits, self._best[:wanted].tolist(), np.isfinite(highest).tolist())
+
+    def _fill(self, rows: Sequence[Row]) -> int:
+        """Write the rows into the buffers of the step; returns how many logits are wanted."""
+        for index, (token_id, position, table, _) in enumerate(rows):
+            if position >= min(self._positions, BLOCK * len(table)) or not token_id >= 0:
+                raise CacheError(
+                    f"Position {position} lies beyond {len(table)} blocks of {BLOCK} positions"
+                    f" or the model's {self._positions}."
+                )
+            self._tables[index, : len(table)] = table
+        self._ids[: len(rows)] = [row.token_id for row in rows]
+        self._places[: len(rows)] = [row.position for row in rows]
+        flags = [row.wanted for row in rows]
+        self._wanted[: len(rows)] = flags
+        return sum(flags)
+
+    def _reserve(self, rows: int) -> None:
+        """Make the buffers for steps of this many rows on as many threads as there are now."""
+        if rows <= self._capacity and threads() == self._threads:
+            return
+        self._capacity, self._threads = max(rows, self._capacity), threads()
+        size = self._handle.stepwell_workspace_bytes(self._model, self._capacity, self._threads)
+        self._workspace = np.empty(size, np.uint8)
+        self._ids, self._places = np.empty((2, self._capacity), np.int32)
+        self._tables = np.empty((self._capacity, -(-self._positions // BLOCK)), np.int32)
+        self._wanted = np.empty(self._capacity, np.uint8)
+        self._best = np.empty(self._capacity, np.int32)
+        self._best_logit = np.empty(self._capacity, np.float32)
+        self._step = _Step(
+            table_width=self._tables.shape[1],
+            ids=self._ids.ctypes.data,
+            positions=self._places.ctypes.data,
+            tables=self._tables.ctypes.data,
+            wanted=self._wanted.ctypes.data,
+            best=self._best.ctypes.data,
+            best_logit=self._best_logit.ctypes.data,
+            workspace=self._workspace.ctypes.data,
+        )
+
+    def _describe(self, weights: DecoderWeights) -> _Model:
+        layers = (_Layer * len(weights.layers))(*map(self._layer, weights.layers))
+        self._kept.append(layers)
+        return _Model(
+            width=self._width,
+            num_heads=weights.num_heads,
+            num_kv_heads=weights.num_kv_heads,
+            head_dim=weights.head_dim,
+            mlp_width=weights.mlp_width,
+            num_layers=len(weights.layers),
+            vocab_size=self._vocab_size,
+            activation=ACTIVATIONS[weights.activation],
+            float_format=FORMATS[weights.embedding.dtype],
+            positions=weights.positions,
+            embedding=self._pointer(weights.embedding),
+            position_embedding=self._pointer(weights.position_embedding),
+            cosines=self._floats(weights.cosines),
+            sines=self._floats(weights.sines),
+            final_norm=self._norm(weights.final_norm),
+            head=self._linear(weights.head),
+            layers=ctypes.addressof(layers),
+        )
+
+    def _layer(self, layer: LayerWeights) -> _Layer:
+        return _Layer(
+            *map(self._norm, (layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)),
+            *map(self._linear, (layer.q, layer.k, layer.v, layer.o)),
+            *map(self._linear, (layer.gate, layer.up, layer.down)),
+            score_scale=layer.score_scale,
+            window=layer.window or 0,
+        )
+
+    def _linear(self, linear: LinearWeights | None) -> _Linear:
+        if linear is None:
+            return _Linear()
+        return _Linear(
+            weight=self._pointer(linear.weight),
+            scale=self._floats(linear.scale),
+            bias=self._floats(linear.bias),
+            outputs=linear.weight.shape[0],
+            inputs=linear.inputs,
+            format=FORMATS[linear.weight.dtype],
+        )
+
+    def _norm(self, norm: NormWeights | None) -> _Norm:
+        if norm is None:
+            return _Norm()
+        weight, bias = self._floats(norm.weight), self._floats(norm.bias)
+        return _Norm(weight=weight, bias=bias, centred=norm.centred, eps=norm.eps)
+
+    def _floats(self, tensor: Tensor | None) -> int | None:
+        return self._pointer(None if tensor is None else tensor.detach().float())
+
+    def _pointer(self, tensor: Tensor | None) -> int | None:
+        """The address of a tensor, made contiguous and kept alive; None for none."""
+        if tensor is None:
+            return None
+        settled = tensor.detach().contiguous()
+        self._kept.append(settled)
+        return settled.data_ptr()
+
+
+def declared(library: Library) -> ctypes.CDLL:
+    """The library's handle, with the C types of the functions that are called here."""
+    handle = library.handle
+    handle.stepwell_workspace_bytes.restype = ctypes.c_int64
+    handle.stepwell_workspace_bytes.argtypes = [ctypes.POINTER(_Model), _Int, _Int]
+    handle.stepwell_run.restype = None
+    handle.stepwell_run.argtypes = [ctypes.POINTER(_Model), ctypes.POINTER(_Step), _Int]
+    return handle
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (
+        *((name, _Pointer) for name in ("weight", "scale", "bias")),
+        *((name, _Int) for name in ("outputs", "inputs", "format")),
+    )
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (
+        ("weight", _Pointer),
+        ("bias", _Pointer),
+        ("centred", _Int),
+        ("eps", ctypes.c_float),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Norm) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
+        *((name, _Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        ("score_scale", ctypes.c_float),
+        ("window", _Int),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, _Int)
+            for name in (
+                *("width", "num_heads", "num_kv_heads", "head_dim", "mlp_width", "num_layers"),
+                *("vocab_size", "activation", "float_format", "positions"),
+            )
+        ),
+        *((name, _Pointer) for name in ("embedding", "position_embedding", "cosines", "sines")),
+        ("final_norm", _Norm),
+        ("head", _Linear),
+        ("layers", _Pointer),
+    )
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("rows", _Int),
+        ("table_width", _Int),
+        *(
+            (name, _Pointer)
+            for name in (
+                *("ids", "positions", "tables", "wanted", "cache"),
+                *("logits", "best", "best_logit", "workspace"),
+            )
+        ),
+    )

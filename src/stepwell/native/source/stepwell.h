@@ -1,0 +1,94 @@
+// The C interface of the decode kernels: what Python hands over, and nothing of PyTorch.
+//
+// A step runs the tokens of up to `rows` positions through all layers in one call. Every position is
+// a row: it writes its key and value to the cache, then attends to all positions of its sequence up to
+// itself. Several rows may belong to one sequence (a prompt, or drafted tokens to be verified). What a
+// row computes has the same bits whatever rows stand beside it, and whatever the number of threads.
+//
+// All pointers stay owned by the caller and must outlive the call. Matrices are stored row after row.
+
+#pragma once
+
+#include <stdint.h>
+
+#define STEPWELL_ABI 1
+#define STEPWELL_BLOCK 64     // positions of a cache block
+#define STEPWELL_GROUP 128    // int8: weights that share a scale
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum stepwell_format { STEPWELL_F32 = 0, STEPWELL_BF16 = 1, STEPWELL_INT8 = 2 };
+enum stepwell_activation { STEPWELL_SILU = 0, STEPWELL_GELU = 1, STEPWELL_GELU_TANH = 2, STEPWELL_RELU = 3 };
+
+// y = W x + bias, W [outputs, inputs]. int8 holds q + 128 in unsigned bytes, each row padded with 128
+// to whole groups, and w = scale * q with scale [outputs, groups].
+typedef struct {
+    const void *weight;
+    const float *scale;
+    const float *bias;        // [outputs] or null
+    int32_t outputs, inputs;
+    int32_t format;           // stepwell_format
+} stepwell_linear;
+
+// RMSNorm where bias is null and `centred` is 0, else LayerNorm. No weight: no normalisation.
+typedef struct {
+    const float *weight;
+    const float *bias;
+    int32_t centred;
+    float eps;
+} stepwell_norm;
+
+typedef struct {
+    stepwell_norm attention_norm, mlp_norm, q_norm, k_norm;
+    stepwell_linear q, k, v, o, gate, up, down;   // gate.weight is null where the MLP is not gated
+    float score_scale;
+    int32_t window;                               // keys that a query looks back on; 0: all
+} stepwell_layer;
+
+typedef struct {
+    int32_t width, num_heads, num_kv_heads, head_dim, mlp_width, num_layers, vocab_size;
+    int32_t activation;                           // stepwell_activation
+    int32_t float_format;                         // of embeddings and cache: F32 or BF16
+    int32_t positions;                            // the most positions of a sequence
+    const void *embedding;                        // [vocab_size, width]
+    const void *position_embedding;               // [positions, width] or null
+    const float *cosines, *sines;                 // [positions, head_dim] or null
+    stepwell_norm final_norm;
+    stepwell_linear head;
+    const stepwell_layer *layers;
+} stepwell_model;
+
+typedef struct {
+    int32_t rows;
+    int32_t table_width;
+    const int32_t *ids;                           // [rows]
+    const int32_t *positions;                     // [rows]
+    const int32_t *tables;                        // [rows, table_width]: blocks of each row's sequence
+    const uint8_t *wanted;                        // [rows]: whether its logits are asked for
+    void *cache;                                  // [blocks, layers, 2, kv_heads, BLOCK, head_dim]
+    float *logits;                                // [wanted rows, vocab_size]
+    int32_t *best;                                // [wanted rows]: lowest id of the highest logit
+    float *best_logit;                            // [wanted rows]: that logit; NaN where any logit is
+    void *workspace;                              // stepwell_workspace_bytes(), any content
+} stepwell_step;
+
+#define STEPWELL_EXPORT __attribute__((visibility("default")))
+
+STEPWELL_EXPORT int stepwell_abi(void);
+
+// Selects an instruction set by name, "" for the best one. 0, or -1 where CPU or build lack it.
+STEPWELL_EXPORT int stepwell_select(const char *name);
+STEPWELL_EXPORT const char *stepwell_instruction_set(void);
+
+// Shares the OpenMP runtime that is loaded already: addresses of GOMP_parallel, omp_get_thread_num and
+// omp_get_num_threads. Without it all work is done by the calling thread.
+STEPWELL_EXPORT void stepwell_use_openmp(void *parallel, void *thread_num, void *num_threads);
+
+STEPWELL_EXPORT int64_t stepwell_workspace_bytes(const stepwell_model *model, int32_t rows, int32_t threads);
+STEPWELL_EXPORT void stepwell_run(const stepwell_model *model, const stepwell_step *step, int32_t threads);
+
+#ifdef __cplusplus
+}
+#endif
