@@ -37,6 +37,14 @@ def model(tokenizer: Tokenizer) -> Transformer:
     return model.eval()
 
 
+@pytest.fixture(scope="session")
+def long_model(model: Transformer) -> Transformer:
+    """The same weights with a context of several blocks of the cache."""
+    long = Transformer(model.config.changed(context_length=256))
+    long.load_state_dict(model.state_dict())
+    return long.eval()
+
+
 @pytest.fixture
 def gen(model: Transformer, tokenizer: Tokenizer) -> TextGenerator:
     return TextGenerator(model, tokenizer, max_rows=4)

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
-from stepwell.errors import ConfigError, HookError, PromptError
+from stepwell.errors import CacheError, ConfigError, HookError, PromptError
 from stepwell.generate import engine as engine_module
 from stepwell.generate.engine import InferenceEngine
+from stepwell.generate.executor import Output
 from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
+from stepwell.model import native
 from stepwell.model.cache import KVCache
 from stepwell.model.hooks import ZeroHeads
+from stepwell.native.library import unavailable_reason
 
 CONTEXT, V = 64, 16  # of the model in conftest
 
 
+STRICT = False
+
+
+@pytest.fixture(params=["native", "torch", "native-strict", "tiles"], autouse=True)
+def executors(request, monkeypatch):
+    """Every law holds with the kernels and without, in strict mode and out of it."""
+    if request.param in ("torch", "tiles"):
+        monkeypatch.setattr(native, "load", lambda: None)
+    elif native.load() is None:
+        pytest.skip(f"no native kernels: {unavailable_reason()}")
+    monkeypatch.setattr(
+        sys.modules[__name__], "STRICT", request.param in ("native-strict", "tiles")
+    )
+
+
 def engine_of(model, **options):
-    options = {"max_rows": 4, "eos_ids": [], "newline_ids": [], **options}
+    options = {"strict": STRICT, "max_rows": 4, "eos_ids": [], "newline_ids": [], **options}
     return InferenceEngine(model, **options)
 
 
@@ -75,7 +95,7 @@ def test_the_newline_guard_needs_to_know_the_newlines(model):
         ({"max_rows": 0}, "max_rows is 0"),
         ({"eos_ids": [V]}, "16 is no token"),
         ({"think_ids": [1, -2]}, "-2 is no token"),
-        ({"kv_cache_bytes": 100}, "kv_cache_bytes is 100, but one row"),
+        ({"kv_cache_bytes": 100}, "kv_cache_bytes is 100, but one block"),
     ],
     ids=str,
 )
@@ -85,11 +105,55 @@ def test_an_engine_that_cannot_be_is_refused(model, options, message):
     assert message in str(caught.value)
 
 
-def test_a_byte_budget_gives_as_many_rows_as_fit(model):
-    row_bytes = 2 * 2 * 2 * 8 * 4 * CONTEXT  # keys and values, layers, heads, width, float32
-    for rows in (1, 3):
-        assert engine_of(model, kv_cache_bytes=rows * row_bytes + 1).max_rows == rows
-    assert engine_of(model, kv_cache_bytes=100 * row_bytes).max_rows == 4
+BLOCK_BYTES = 2 * 2 * 2 * 8 * 4 * 64  # keys and values, layers, heads, width, float32, tokens
+
+
+def test_a_request_that_the_cache_cannot_hold_is_refused(long_model):
+    engine = engine_of(long_model, kv_cache_bytes=2 * BLOCK_BYTES + 1)
+    engine.check(request(*[1] * 100, max_new_tokens=29))  # the last token is never computed
+    with pytest.raises(CacheError, match="may take 130 tokens, but the cache holds 128"):
+        engine.submit(request(*[1] * 100, max_new_tokens=30))
+
+
+def test_where_the_cache_is_full_the_youngest_waits_and_goes_on_as_if_it_had_not(long_model):
+    asked = [request(*range(1, 11), seed=row, max_new_tokens=100) for row in range(3)]
+    expected = run_all(engine_of(long_model), asked)
+    engine = engine_of(long_model, kv_cache_bytes=3 * BLOCK_BYTES)
+    handles = [engine.submit(each) for each in asked]
+    found = [tokens(handle) for handle in handles]
+    assert engine.num_preempted > 0
+    assert [reason for _, reason in found] == ["length"] * 3
+    if STRICT:
+        assert found == expected
+    assert engine.num_free_rows == 4
+
+
+def test_a_prompt_that_was_computed_before_is_found_in_the_cache(long_model):
+    prompt = [1 + place % 9 for place in range(150)]
+    engine = engine_of(long_model)
+    asked = [request(*prompt, 1), request(*prompt, 2), request(*prompt, 1)]
+    asked.append(Request(asked[0].prompt_ids, asked[0].sampling, cache_salt="another client"))
+    asked.append(request(*prompt, 1, interventions=[ZeroHeads({0: [1]})]))
+    ends = []
+    for each in asked:
+        *_, end = engine.submit(each)
+        ends.append(end)
+    assert [end.usage.cached_tokens for end in ends] == [0, 128, 128, 0, 0]
+
+
+def test_a_request_that_takes_too_long_is_ended(model, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(engine_module.time, "monotonic", lambda: now)
+    engine = engine_of(model)
+    timed = engine.submit(Request((1, 2), SamplingParams(max_new_tokens=9), deadline_s=5))
+    other = engine.submit(request(max_new_tokens=9))
+    engine.step()
+    now = 105.0
+    assert timed in engine.step()
+    ids, reason = tokens(timed)
+    assert (len(ids), reason) == (1, "timeout")
+    assert len(tokens(other)[0]) == 9
+    assert engine.num_free_rows == 4
 
 
 # How answers end
@@ -146,13 +210,10 @@ def test_requests_are_admitted_in_order(model):
     assert engine.step() == handles[2:4]
 
 
-def test_choices_share_one_pass_over_their_prompt(model, monkeypatch):
+def test_choices_share_one_pass_over_their_prompt(model):
     passed = []
-    hidden = model.hidden
-    monkeypatch.setattr(
-        model, "hidden", lambda ids, **rest: passed.append(ids.numel()) or hidden(ids, **rest)
-    )
     engine = engine_of(model)
+    Faulty(engine, lambda chunks, run: (passed.append(sum(len(c.ids) for c in chunks)), run())[1])
     handle = engine.submit(request(*range(1, 11), n=4, max_new_tokens=3))
     answers = [list(handle), engine.num_free_rows]
     # the prompt; the first answer's token and the others' last prompt token; and so on
@@ -219,65 +280,116 @@ def test_leaving_a_handles_events_lets_the_request_go_on(model):
 # A failure harms nobody else
 
 
-def poison_row(model, monkeypatch, victim):
-    """Make the logits of one row of the next forwards NaN."""
-    logits = model.logits
+class Faulty:
+    """The executors of an engine, with a fault in what they put out."""
 
-    def poisoned(hidden, **options):
-        found = logits(hidden, **options).clone()
-        if len(found) > victim:
-            found[victim] = torch.nan
-        return found
+    def __init__(self, engine, fault):
+        self.of_engine, self.fault = engine._executors.of, fault
+        engine._executors.of = self
 
-    monkeypatch.setattr(model, "logits", poisoned)
+    def __call__(self, *asked):
+        self.executor = self.of_engine(*asked)
+        return self
+
+    def run(self, chunks, interventions=()):
+        return self.fault(chunks, lambda: self.executor.run(chunks, interventions))
 
 
-def test_logits_that_are_not_finite_end_their_own_row_only(model, monkeypatch):
+def test_logits_that_are_not_finite_end_their_own_row_only(model):
     asked = [request(*range(1, 4 + row), seed=row) for row in range(3)]
     expected = run_all(engine_of(model), asked)
     engine = engine_of(model)
     handles = [engine.submit(each) for each in asked]
     engine.step()
     engine.step()
-    with monkeypatch.context() as patched:
-        poison_row(model, patched, victim=1)
-        engine.step()
+    victim = handles[1].sequences[0]
+
+    def poisoned(chunks, run):
+        logits = run().logits.clone()
+        logits[[chunk.row == victim.row for chunk in chunks]] = torch.nan
+        return Output(logits)
+
+    faulty = Faulty(engine, poisoned)
+    engine.step()
+    engine._executors.of = faulty.of_engine
     found = [tokens(handle) for handle in handles]
     assert found == [expected[0], (expected[1][0][:2], "error"), expected[2]]
     assert engine.num_free_rows == 4
 
 
-def after_nan(model, monkeypatch, asked):
+@pytest.mark.parametrize("when", range(6))
+def test_a_forward_that_fails_for_one_request_ends_that_one_only(model, when):
+    asked = [request(*range(1, 4 + row), seed=row) for row in range(4)]
+    expected = run_all(engine_of(model), asked)
+    engine = engine_of(model)
+    handles = [engine.submit(each) for each in asked]
+    victim = handles[2].sequences[0]
+    for _ in range(when):
+        engine.step()
+
+    def broken(chunks, run):
+        if victim.row in [chunk.row for chunk in chunks]:
+            raise RuntimeError("a kernel failed")
+        return run()
+
+    Faulty(engine, broken)
+    found = [tokens(handle) for handle in handles]
+    lost = (expected[2][0][:when], "error")
+    assert found == [*expected[:2], expected[2] if when == 6 else lost, expected[3]]
+    assert engine.num_free_rows == 4
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_halved(model, caplog):
+    asked = [request(*range(1, 4 + row), seed=row) for row in range(4)]
+    expected = run_all(engine_of(model), asked)
+    engine, sizes = engine_of(model), []
+
+    def small(chunks, run):
+        sizes.append(len(chunks))
+        if len(chunks) > 1:
+            raise torch.OutOfMemoryError("no memory for two")
+        return run()
+
+    Faulty(engine, small)
+    assert run_all(engine, asked) == expected
+    assert sizes[:7] == [4, 2, 1, 1, 2, 1, 1]
+    assert "Out of memory with 4 rows: going on with half of them" in caplog.text
+
+
+def after_nan(model, asked):
     """The answers by rows that held keys that are not numbers before."""
-    engine, keys = engine_of(model, max_rows=2), model.blocks[0].attention.k_proj
-    with monkeypatch.context() as patched:
-        patched.setattr(keys, "forward", lambda x: torch.full_like(x[..., :16], torch.nan))
-        assert run_all(engine, [request(*[1] * 30)] * 2) == [([], "error")] * 2
+    engine = engine_of(model, max_rows=2)
+
+    def poisoned(chunks, run):
+        logits = run().logits
+        engine._cache.pool.fill_(torch.nan)
+        return Output(logits * torch.nan)
+
+    faulty = Faulty(engine, poisoned)
+    assert run_all(engine, [request(*[1] * 30)] * 2) == [([], "error")] * 2
+    engine._executors.of = faulty.of_engine
     return run_all(engine, asked)
 
 
-def test_a_row_that_held_nan_is_clean_for_the_next(model, monkeypatch):
+def test_a_row_that_held_nan_is_clean_for_the_next(model):
     asked = [request(), request(*[1] * 20)]
     expected = run_all(engine_of(model), asked)
-    assert after_nan(model, monkeypatch, asked) == expected
-    monkeypatch.setattr(KVCache, "_clear", lambda self, rows, start: None)
-    assert after_nan(model, monkeypatch, asked) != expected
+    assert after_nan(model, asked) == expected
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("when", range(6))
-def test_a_step_that_is_interrupted_can_be_taken_again(model, monkeypatch, error, when):
+def test_a_step_that_is_interrupted_can_be_taken_again(model, monkeypatch, when):
     asked = [request(*range(1, 4 + 3 * row), seed=row) for row in range(3)]
     monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 4)
     expected = run_all(engine_of(model), asked)
-    assert interrupted(model, monkeypatch, asked, error, when) == expected
+    assert interrupted(model, asked, when) == expected
 
 
 def test_an_interrupted_step_that_is_not_rolled_back_would_break_the_law(model, monkeypatch):
     asked = [request(*range(1, 4 + 3 * row), seed=row) for row in range(3)]
     expected = run_all(engine_of(model), asked)
     monkeypatch.setattr(KVCache, "truncate", lambda self, row, length: None)
-    assert interrupted(model, monkeypatch, asked, RuntimeError, 2) != expected
+    assert interrupted(model, asked, 2) != expected
 
 
 def run_to_the_end(engine, handles):
@@ -285,23 +397,24 @@ def run_to_the_end(engine, handles):
         engine.step()
 
 
-def interrupted(model, monkeypatch, asked, error, when):
-    """The answers where the model fails once, at its forward number `when`."""
-    logits, count = model.logits, 0
-
-    def failing(hidden, **options):
-        nonlocal count
-        count += 1
-        if count == when + 1:
-            raise error
-        return logits(hidden, **options)
-
+def interrupted(model, asked, when):
+    """The answers where the user interrupts once, at the end of forward number `when`."""
     engine = engine_of(model)
     handles = [engine.submit(each) for each in asked]
-    with monkeypatch.context() as patched:
-        patched.setattr(model, "logits", failing)
-        with pytest.raises(error):
-            run_to_the_end(engine, handles)
+    count = 0
+
+    def interrupting(chunks, run):
+        nonlocal count
+        count += 1
+        output = run()
+        if count == when + 1:
+            raise KeyboardInterrupt
+        return output
+
+    faulty = Faulty(engine, interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        run_to_the_end(engine, handles)
+    engine._executors.of = faulty.of_engine
     return [tokens(handle) for handle in handles]
 
 

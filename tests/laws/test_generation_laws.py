@@ -21,11 +21,13 @@ from stepwell.generate import sampling
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
 from stepwell.generate.sequence import Handle
+from stepwell.model import native
 from stepwell.model.cache import KVCache
 from stepwell.model.config import ModelConfig
 from stepwell.model.hooks import Hooks, Intervention, Replace, ZeroHeads
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import save_model
+from stepwell.native.library import unavailable_reason
 
 V, EOS, CONTEXT = 23, 4, 48
 TOLERANCE = 1e-5
@@ -60,6 +62,19 @@ class Answer(NamedTuple):
     tokens: list[int]
     logprobs: list[float]
     reason: str
+
+
+@pytest.fixture(params=["kernels", "torch"], autouse=True)
+def executors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every law holds with the native kernels and without them."""
+    if request.param == "torch":
+        without_kernels(monkeypatch)
+    elif native.load() is None:
+        pytest.skip(f"no native kernels: {unavailable_reason()}")
+
+
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "load", lambda: None)
 
 
 @cache
@@ -110,9 +125,13 @@ def run(
     return answers
 
 
-@cache
 def alone(shape: str) -> list[list[Answer]]:
     """What each request is answered when it has the engine to itself."""
+    return _alone(shape, native.load() is not None)
+
+
+@cache
+def _alone(shape: str, kernels: bool) -> list[list[Answer]]:
     return [run([each], shape=shape, max_rows=1)[0] for each in some_requests()]
 
 
@@ -186,6 +205,7 @@ def test_rows_that_read_each_others_keys_break_the_law(monkeypatch: pytest.Monke
         keys, values = read(self, layer, index, length)
         return keys[:1].expand_as(keys), values
 
+    without_kernels(monkeypatch)
     expected = alone("grouped")
     monkeypatch.setattr(KVCache, "_read", shared)
     assert not same(run(some_requests()), expected)

@@ -1,48 +1,75 @@
 """The inference engine: requests of token ids in, events out, all rows advanced together.
 
-A step admits waiting sequences to free cache rows, then runs one forward over prompts (in chunks,
-padded on the right) and one over the rows that decode a single token each. Rows finish and are
-replaced at any step. The noise of a token has an address, so company and order move no choice.
+A step admits waiting sequences, then runs forwards over prompts (in chunks) and over the rows that
+decode, samples where a row's tokens have all been computed, and ends what is finished. Rows finish
+and are replaced at any step. The noise of a token has an address, so company and order move no
+choice. What goes wrong with one request ends that request: the loop and the others go on.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import logging
+import time
 from collections.abc import Hashable, Iterable
 from collections.abc import Sequence as Series
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
-from stepwell.errors import ConfigError, HookError, PromptError
+from stepwell.errors import (
+    CacheError,
+    ConfigError,
+    DeviceError,
+    HookError,
+    LogitsError,
+    PromptError,
+)
+from stepwell.generate.executor import (
+    Chunk,
+    Executor,
+    NativeExecutor,
+    TileExecutor,
+    TorchExecutor,
+)
 from stepwell.generate.noise import lane_of
-from stepwell.generate.request import FinishReason, Request, SamplingParams
+from stepwell.generate.request import FinishReason, Request, SamplingParams, TokenEvent
 from stepwell.generate.sampler import Sampler
+from stepwell.generate.scheduler import Scheduler
 from stepwell.generate.sequence import Handle, Sequence
-from stepwell.model.cache import CacheView
+from stepwell.model.blocks import BLOCK
+from stepwell.model.cache import KVCache
 from stepwell.model.fingerprint import model_fingerprint
-from stepwell.model.hooks import Hooks, Intervention
+from stepwell.model.hooks import Intervention
+from stepwell.model.native import native_decoder
 from stepwell.model.transformer import Transformer
 
 PREFILL_CHUNK = 512
 PREFILL_BUDGET = 8192
+FEW_TOKENS = 32
+"""Up to this many tokens of prompts are computed by the kernels, not by torch."""
+
+logger = logging.getLogger(__name__)
 
 
 class InferenceEngine:
     """Generates for many requests at once with one model, which it puts in eval mode.
 
     Nothing runs by itself: iterating over a handle, or calling `step`, drives all requests forward.
-    A step that fails or is interrupted raises; those requests can go on from where they were.
-    `kv_cache_bytes` lowers `max_rows` to what fits when every row fills the context. `eos_ids` end
-    an answer (the model's own by default), `newline_ids` are what the newline-run guard counts,
-    `think_ids` are those of think_start and think_end, in this order.
+    A request that fails ends with the reason "error" and the error in its last event; a step that
+    is interrupted raises, and all requests can go on from where they were.
+
+    strict: a request's tokens and log-probabilities have the same bits in every company, however
+    its prompt was cut, cached or computed again; on a CPU only. `kv_cache_bytes` bounds what keys
+    and values may take: where it runs out, the youngest request waits and is computed again.
+    `eos_ids` end an answer (the model's own by default), `newline_ids` are what the newline-run
+    guard counts, `think_ids` are those of think_start and think_end, in this order.
     """
 
     def __init__(
         self,
         model: Transformer,
         *,
+        strict: bool = False,
         max_rows: int = 32,
         kv_cache_bytes: int | None = None,
         eos_ids: Iterable[int] | None = None,
@@ -50,7 +77,7 @@ class InferenceEngine:
         think_ids: Iterable[int] = (),
     ) -> None:
         self.model = model.eval()
-        self.max_rows = _rows_within(model, max_rows, kv_cache_bytes)
+        self.max_rows = _checked(max_rows)
         self.eos_ids = frozenset(model.config.eos_ids if eos_ids is None else eos_ids)
         self.newline_ids = None if newline_ids is None else tuple(newline_ids)
         self.think_ids = tuple(think_ids)
@@ -59,9 +86,11 @@ class InferenceEngine:
         self._sampler = Sampler(
             lambda: self.lane, newline_ids=self.newline_ids or (), think_ids=self.think_ids
         )
-        self._cache = model.new_cache(self.max_rows)
-        self._waiting: OrderedDict[Sequence, None] = OrderedDict()
-        self._running: dict[Sequence, None] = {}
+        self._cache = model.new_cache(max_rows, num_blocks=_num_blocks(model, kv_cache_bytes))
+        self._executors = Executors(model, self._cache, strict=strict)
+        self._scheduler = Scheduler(self._cache)
+        self._deadlines: set[Handle] = set()
+        self._most_tokens = PREFILL_BUDGET
 
     @cached_property
     def lane(self) -> int:
@@ -73,8 +102,13 @@ class InferenceEngine:
         """Rows of the cache that no sequence holds."""
         return self._cache.num_free
 
+    @property
+    def num_preempted(self) -> int:
+        """How often a sequence had to give its place in the cache to an older one."""
+        return self._scheduler.num_preempted
+
     def check(self, request: Request) -> None:
-        """Raises PromptError, HookError or ConfigError where this engine cannot run the request."""
+        """Raises PromptError, HookError, CacheError or ConfigError for what cannot be run here."""
         for intervention in request.interventions:
             if not isinstance(intervention, Intervention):
                 kind = type(intervention).__name__
@@ -82,19 +116,24 @@ class InferenceEngine:
             intervention.check(self.model.config)
         self._check_prompt(request.prompt_ids)
         self._check_sampling(request.sampling)
+        self._check_room(len(request.prompt_ids) + self._room(request))
 
     def submit(self, request: Request) -> Handle:
         """Queue a request; raises as `check` does."""
         self.check(request)
-        room = self.model.config.context_length - len(request.prompt_ids)
+        limit = request.deadline_s
         handle = Handle(
             request,
-            room=min(request.sampling.max_new_tokens, room),
+            room=self._room(request),
             stop_ids=frozenset() if request.sampling.ignore_eos else self.eos_ids,
             drive=self.step,
             finish=self._finish,
+            deadline=None if limit is None else time.monotonic() + limit,
         )
-        self._waiting.update(dict.fromkeys(handle.sequences))
+        if handle.deadline is not None:
+            self._deadlines.add(handle)
+        for sequence in handle.sequences:
+            self._scheduler.add(sequence)
         return handle
 
     def step(self) -> list[Handle]:
@@ -102,12 +141,27 @@ class InferenceEngine:
 
         Returns the requests that moved, each once, in the order in which they were admitted.
         """
-        self._admit()
-        moved = list(dict.fromkeys(sequence.handle for sequence in self._running))
+        late = self._end_late()
+        self._scheduler.admit()
+        moved = dict.fromkeys([*late, *(each.handle for each in self._scheduler.running)])
         with torch.inference_mode():
             for batch in self._batches():
-                self._forward(batch)
-        return moved
+                self._advance(batch)
+        return list(moved)
+
+    def _room(self, request: Request) -> int:
+        """The most tokens that an answer can have."""
+        room = self.model.config.context_length - len(request.prompt_ids)
+        return min(request.sampling.max_new_tokens, room)
+
+    def _check_room(self, length: int) -> None:
+        needed, total = -(-(length - 1) // BLOCK), self._cache.blocks.total
+        if needed > total:
+            raise CacheError(
+                f"Prompt and answer may take {length} tokens, but the cache holds"
+                f" {total * BLOCK} in all.",
+                fix="ask for fewer new tokens, or raise kv_cache_bytes.",
+            )
 
     def _check_prompt(self, prompt_ids: Series[int]) -> None:
         context_length = self.model.config.context_length
@@ -149,129 +203,188 @@ class InferenceEngine:
                     fix="look the id up with this model's tokenizer.",
                 )
 
-    def _admit(self) -> None:
-        """Give free rows to waiting sequences, in order."""
-        admitted = []
-        for sequence in self._waiting:
-            if not self._cache.num_free:
-                break
-            if self._start(sequence):
-                admitted.append(sequence)
-        for sequence in admitted:
-            del self._waiting[sequence]
-            self._running[sequence] = None
-
-    def _start(self, sequence: Sequence) -> bool:
-        """Whether the sequence could be given a row.
-
-        A choice whose prompt another one is putting into the cache lets others pass until that is
-        done, and then starts from a copy.
-        """
-        prompt = sequence.request.prompt_ids
-        running = (other for other in sequence.handle.sequences if other.row >= 0)
-        sibling = next(running, None)
-        if sibling is None or len(prompt) == 1:
-            sequence.row = self._cache.allocate()
-        elif sibling.generated:
-            sequence.row = self._cache.fork(sibling.row)
-            self._cache.truncate(sequence.row, len(prompt) - 1)
-            sequence.pending = prompt[-1:]
-        return sequence.row >= 0
+    def _end_late(self) -> list[Handle]:
+        """End the requests whose time is up."""
+        if not self._deadlines:
+            return []
+        now = time.monotonic()
+        late = [handle for handle in self._deadlines if handle.deadline <= now]  # type: ignore[operator]
+        for handle in late:
+            self._deadlines.discard(handle)
+            open_ones = [each for each in handle.sequences if each.finish_reason is None]
+            self._finish(dict.fromkeys(open_ones, "timeout"))
+        return late
 
     def _batches(self) -> list[list[Sequence]]:
         """The forwards of this step: apart by interventions, prompts apart from single tokens."""
         groups: dict[Hashable, list[Sequence]] = {}
-        for sequence in self._running:
+        for sequence in self._scheduler.running:
             groups.setdefault(sequence.handle.forward_key, []).append(sequence)
         batches = []
         for group in groups.values():
-            batches.append(_within_budget([row for row in group if len(row.pending) > 1]))
+            prompts = [row for row in group if len(row.pending) > 1]
+            batches.append(_within_budget(prompts, self._most_tokens))
             batches.append([row for row in group if len(row.pending) == 1])
-        return [sorted(batch, key=lambda sequence: sequence.row) for batch in batches if batch]
+        return [batch for batch in batches if batch]
+
+    def _advance(self, batch: list[Sequence]) -> None:
+        """Run a batch. What fails is run again in halves, until the one is found that fails."""
+        counts = [min(len(sequence.pending), PREFILL_CHUNK) for sequence in batch]
+        batch = self._scheduler.fit(batch, counts)
+        if not batch:
+            return
+        batch.sort(key=lambda sequence: sequence.row)
+        try:
+            self._forward(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                self._finish({batch[0]: "error"}, {batch[0]: error})
+                return
+            if _is_out_of_memory(error):
+                self._note_out_of_memory(len(batch))
+            middle = len(batch) // 2
+            self._advance(batch[:middle])
+            self._advance(batch[middle:])
 
     def _forward(self, batch: list[Sequence]) -> None:
         """Run pending tokens of a batch through the model; sample where a row has none left."""
-        chunks = [sequence.pending[:PREFILL_CHUNK] for sequence in batch]
-        view = self._cache.append([row.row for row in batch], [len(chunk) for chunk in chunks])
-        pairs = enumerate(zip(batch, chunks, strict=True))
-        complete = [at for at, (row, chunk) in pairs if len(chunk) == len(row.pending)]
-        ready = [batch[at] for at in complete]
+        chunks = [_chunk(sequence) for sequence in batch]
+        starts = [self._cache.length(sequence.row) for sequence in batch]
+        ready = [row for row, chunk in zip(batch, chunks, strict=True) if chunk.wanted]
+        interventions = batch[0].request.interventions
+        executor = self._executors.of(sum(len(chunk.ids) for chunk in chunks), bool(interventions))
         try:
-            logits_BV = self._logits(batch, chunks, view, complete)
-            events = self._sampler.sample(ready, logits_BV) if ready else []
+            output = executor.run(chunks, interventions)
+            events = self._sampler.sample(ready, *output) if ready else []
         except BaseException:  # also an interrupt: the step can then be taken again
-            for row, start in zip(view.rows, view.starts, strict=True):
-                self._cache.truncate(row, start)
+            for sequence, start in zip(batch, starts, strict=True):
+                self._cache.truncate(sequence.row, start)
             raise
         for sequence, chunk in zip(batch, chunks, strict=True):
-            sequence.pending = sequence.pending[len(chunk) :]
+            self._computed(sequence, len(chunk.ids))
+        self._take(ready, events)
+
+    def _computed(self, sequence: Sequence, count: int) -> None:
+        """Note that the next `count` pending tokens are in the cache; share full prompt blocks."""
+        sequence.pending = sequence.pending[count:]
+        prompt = len(sequence.request.prompt_ids)
+        end = self._cache.length(sequence.row)
+        if prompt >= BLOCK and end - count < prompt:
+            full = min(prompt, end) // BLOCK
+            self._cache.publish(sequence.row, sequence.handle.block_keys[:full])
+
+    def _take(self, ready: list[Sequence], events: list[TokenEvent | None]) -> None:
+        """Hand out what was sampled, and end the choices that are over."""
         ended: dict[Sequence, FinishReason] = {}
+        errors: dict[Sequence, Exception] = {}
         for sequence, event in zip(ready, events, strict=True):
             reason = "error" if event is None else sequence.take(event)
             if reason is not None:
                 ended[sequence] = reason
-        self._finish(ended)
+            if event is None:
+                errors[sequence] = _no_token(sequence)
+        if ended:
+            self._finish(ended, errors)
 
-    def _logits(
+    def _finish(
         self,
-        batch: Series[Sequence],
-        chunks: Series[Series[int]],
-        view: CacheView,
-        rows: list[int],
-    ) -> Tensor:
-        """Logits [len(rows), V], float32, after the last token of some rows of a batch."""
-        interventions = batch[0].request.interventions
-        hooks = Hooks(interventions) if interventions else None
-        ids_BT = _padded(chunks, view.positions_BT.shape[1]).to(self.model.device)
-        hidden_BTC = self.model.hidden(ids_BT, view=view, hooks=hooks)
-        last = [len(chunks[row]) - 1 for row in rows]
-        everywhere = view.uniform and len(rows) == len(batch)
-        last_B1C = hidden_BTC[:, -1:] if everywhere else hidden_BTC[rows, last][:, None]
-        positions_B1 = None if hooks is None else view.positions_BT[rows, last][:, None]
-        logits_B1V = self.model.logits(last_B1C, hooks=hooks, positions_BT=positions_B1)
-        return logits_B1V[:, 0].float()
-
-    def _finish(self, ended: dict[Sequence, FinishReason]) -> None:
-        """End sequences, free their rows and report it."""
-        held = [sequence for sequence in ended if sequence.row >= 0]
-        self._cache.release(*(sequence.row for sequence in held))
+        ended: dict[Sequence, FinishReason],
+        errors: dict[Sequence, Exception] | None = None,
+    ) -> None:
+        """End sequences, free what they hold and report it."""
+        self._scheduler.end(list(ended))
         for sequence, reason in ended.items():
-            self._running.pop(sequence, None)
-            self._waiting.pop(sequence, None)
-            sequence.row = -1
-            sequence.handle.finished(sequence, reason)
+            sequence.handle.finished(sequence, reason, (errors or {}).get(sequence))
+            if sequence.handle.is_finished:
+                self._deadlines.discard(sequence.handle)
+
+    def _note_out_of_memory(self, rows: int) -> None:
+        self._most_tokens = max(1, self._most_tokens // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning(
+            "Out of memory with %d rows: going on with half of them. What also helps: fewer rows"
+            " (max_rows), 8-bit weights, a smaller kv_cache_bytes, or the CPU.",
+            rows,
+        )
 
 
-def _rows_within(model: Transformer, max_rows: int, kv_cache_bytes: int | None) -> int:
-    """The number of rows whose keys and values fit, at most `max_rows`."""
+class Executors:
+    """The executors that an engine has, and which of them computes what.
+
+    Raises DeviceError where strict generation is asked for and cannot be had.
+    """
+
+    def __init__(self, model: Transformer, cache: KVCache, *, strict: bool) -> None:
+        self.strict = strict
+        decoder = native_decoder(model)
+        self._native = None if decoder is None else NativeExecutor(decoder, cache)
+        self._torch: Executor = TorchExecutor(model, cache)
+        if strict:
+            _check_strict(model)
+            self._torch = TileExecutor(model, cache)
+
+    def of(self, num_tokens: int, hooked: bool) -> Executor:
+        """What computes a forward over so many tokens."""
+        few = self.strict or num_tokens <= FEW_TOKENS
+        return self._torch if hooked or self._native is None or not few else self._native
+
+
+def _check_strict(model: Transformer) -> None:
+    if model.device.type != "cpu":
+        raise DeviceError(
+            f"strict generation runs on a CPU; the model is on {model.device}, whose kernels give"
+            " a row other bits in other company.",
+            fix='use device="cpu", or leave strict out.',
+        )
+
+
+def _checked(max_rows: int) -> int:
     if max_rows < 1:
         raise ConfigError(f"max_rows is {max_rows}, expected 1 or more.")
+    return max_rows
+
+
+def _num_blocks(model: Transformer, kv_cache_bytes: int | None) -> int | None:
+    """The number of blocks of keys and values that so many bytes hold; None for no bound."""
     if kv_cache_bytes is None:
-        return max_rows
+        return None
     config = model.config
-    token_bytes = (
-        2 * config.num_layers * config.num_kv_heads * config.head_dim * model.dtype.itemsize
-    )
-    row_bytes = token_bytes * config.context_length
-    if kv_cache_bytes < row_bytes:
+    values = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    block_bytes = BLOCK * values * model.dtype.itemsize
+    if kv_cache_bytes < block_bytes:
         raise ConfigError(
-            f"kv_cache_bytes is {kv_cache_bytes}, but one row that fills the context of"
-            f" {config.context_length} takes {row_bytes}.",
-            fix=f"allow {row_bytes} or more.",
+            f"kv_cache_bytes is {kv_cache_bytes}, but one block of {BLOCK} tokens takes"
+            f" {block_bytes}.",
+            fix=f"allow {block_bytes} or more.",
         )
-    return min(max_rows, kv_cache_bytes // row_bytes)
+    return kv_cache_bytes // block_bytes
 
 
-def _within_budget(prompts: list[Sequence]) -> list[Sequence]:
+def _chunk(sequence: Sequence) -> Chunk:
+    """The next tokens of a sequence to compute; its logits are wanted after the last of all."""
+    ids = sequence.pending[:PREFILL_CHUNK]
+    return Chunk(sequence.row, ids, wanted=int(len(ids) == len(sequence.pending)))
+
+
+def _no_token(sequence: Sequence) -> LogitsError:
+    return LogitsError(
+        f"No token can follow the first {len(sequence.generated)} of the answer: the model put"
+        " out NaN or infinity, or the sampling parameters rule out every token.",
+        fix="check weights and interventions, banned_tokens and no_repeat_ngram_size.",
+        rows=(0,),
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def _within_budget(prompts: list[Sequence], budget: int) -> list[Sequence]:
     """As many of the prompts as one forward should take; at least one where there are any."""
     longest = 0
     for taken, sequence in enumerate(prompts):
         longest = max(longest, min(len(sequence.pending), PREFILL_CHUNK))
-        if taken and longest * (taken + 1) > PREFILL_BUDGET:
+        if taken and longest * (taken + 1) > budget:
             return prompts[:taken]
     return prompts
-
-
-def _padded(chunks: Series[Series[int]], width: int) -> Tensor:
-    """Chunks of ids as one tensor [B, T], zeros on the right."""
-    return torch.tensor([[*chunk, *[0] * (width - len(chunk))] for chunk in chunks])

@@ -22,7 +22,7 @@ from stepwell.errors import ConfigError, PromptError
 GREEDY_BELOW: Final = 1e-5
 """Lower temperatures only tell apart logits that differ by rounding, and overflow float32."""
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 
 
 def between(low: float, high: float, *, open_low: bool = False) -> pydantic.AfterValidator:
@@ -144,6 +144,11 @@ class SamplingParams(Config):
         """Whether each token is the likeliest one and no noise is needed."""
         return self.do_sample is False or self.temperature < GREEDY_BELOW
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether each token is the model's likeliest, whatever came before, and is all we want."""
+        return self.greedy and bool(_of_greedy(vars(self)) == _PLAIN)
+
     @classmethod
     def from_generation_config(
         cls, values: Mapping[str, Any], *, where: str = "generation_config.json"
@@ -176,6 +181,15 @@ _of_logits: Final = operator.itemgetter(
 )
 """All fields but those that say which noise is drawn, or when an answer ends."""
 
+_of_greedy: Final = operator.itemgetter(
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
+    *("banned_tokens", "forced_tokens", "min_new_tokens", "newline_run_limit", "think_budget"),
+    "logprobs",
+)
+"""What a greedy choice depends on beside the logits, and what is reported with it."""
+
+_PLAIN: Final = _of_greedy(vars(SamplingParams()))
+
 
 def _single(words: Iterable[list[int]], where: str) -> list[int]:
     """The tokens of words of one token each. Raises ConfigError for a longer word."""
@@ -201,6 +215,9 @@ SAMPLING_PRESETS: Final[Mapping[str, SamplingParams]] = MappingProxyType(
 class Request:
     """A prompt and what to do with it. Lists of ids or interventions are taken and kept as tuples.
 
+    cache_salt: requests find each other's prompts in the cache only where they have the same salt.
+    deadline_s: seconds from submission after which what is not finished is ended ("timeout").
+
     Raises PromptError where the prompt is empty; ids are held against the vocabulary by the engine.
     """
 
@@ -208,6 +225,8 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     interventions: tuple[Any, ...] = ()
     request_id: str = field(default_factory=lambda: secrets.token_hex(16))
+    cache_salt: str = ""
+    deadline_s: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_ids", tuple(int(token) for token in self.prompt_ids))
@@ -235,13 +254,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished answer; logprobs are the model's own, before any sampling parameter."""
+    """One finished answer; logprobs are the model's own, before any sampling parameter.
+
+    error: what went wrong, where finish_reason is "error".
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[float, ...] = ()
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,11 +283,12 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class FinishedEvent:
-    """The end of a choice."""
+    """The end of a choice; `error` says what went wrong where its reason is "error"."""
 
     choice: int
     reason: FinishReason
     usage: Usage
+    error: Exception | None = None
 
 
 Event = TokenEvent | FinishedEvent

@@ -36,11 +36,22 @@ class Sampler:
         self._lane = lane
         self._newline_ids, self._think_ids = newline_ids, think_ids
 
-    def sample(self, batch: Series[Sequence], logits_BV: Tensor) -> list[TokenEvent | None]:
+    def sample(
+        self,
+        batch: Series[Sequence],
+        logits_BV: Tensor,
+        likeliest: Series[int | None] | None = None,
+    ) -> list[TokenEvent | None]:
         """The next token of each sequence, in order; None where a row's logits allow none.
 
-        logits are float32, one row a sequence, as the model gave them.
+        logits are float32, one row a sequence, as the model gave them. likeliest: the lowest id with
+        the highest logit of each row, where it is known; None for rows that are not finite.
         """
+        if likeliest is not None and all(row.handle.takes_likeliest for row in batch):
+            return [
+                None if token is None else TokenEvent(row.choice, token)
+                for row, token in zip(batch, likeliest, strict=True)
+            ]
         groups: dict[Hashable, list[int]] = {}
         for index, sequence in enumerate(batch):
             groups.setdefault(sequence.handle.sampling_key, []).append(index)

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Series
+from functools import cached_property
 
 from torch import Tensor
 
+from stepwell.generate.prefix import block_keys, root_key
 from stepwell.generate.request import Event, FinishedEvent, FinishReason, Request, TokenEvent, Usage
 
 
@@ -19,15 +21,18 @@ class Sequence:
 
     At first those are the prompt; after that, the token sampled last. A sequence is sampled from
     when its pending tokens have all gone through the model. `row` is its cache row while it runs,
-    else -1. `buffer` is the sampler's: the tokens so far as a tensor, where it looks back at them.
+    else -1; `arrival` its place in the queue; `num_cached` how many tokens of the prompt it found
+    in the cache. `buffer` is the sampler's: the tokens so far as a tensor, where it looks back.
     """
 
     __slots__ = (
+        "arrival",
         "buffer",
         "choice",
         "finish_reason",
         "generated",
         "handle",
+        "num_cached",
         "pending",
         "request",
         "row",
@@ -40,7 +45,8 @@ class Sequence:
         self.pending: Series[int] = handle.request.prompt_ids
         self.generated: list[int] = []
         self.buffer: Tensor | None = None
-        self.row = -1
+        self.row = self.arrival = -1
+        self.num_cached = 0
         self.finish_reason: FinishReason | None = None
 
     @property
@@ -63,6 +69,7 @@ class Handle:
 
     Iterating drives the whole engine, so the other requests advance with this one.
     room: the most tokens each choice may get. stop_ids: token ids that end a choice.
+    deadline: when choices that have not ended yet are ended, by `time.monotonic`.
     """
 
     def __init__(
@@ -73,17 +80,26 @@ class Handle:
         stop_ids: frozenset[int],
         drive: Callable[[], object],
         finish: Callable[[dict[Sequence, FinishReason]], None],
+        deadline: float | None = None,
     ) -> None:
         self.request, self.room, self.stop_ids = request, room, stop_ids
+        self.deadline = deadline
         self.sequences = [Sequence(self, choice) for choice in range(request.sampling.n)]
         self.forward_key = tuple(
             (type(intervention).__name__, intervention.fingerprint)
             for intervention in request.interventions
         )
         self.sampling_key = request.sampling.processing
+        self.takes_likeliest = request.sampling.takes_likeliest
         self._num_open = len(self.sequences)
         self._events: deque[Event] = deque()
         self._drive, self._finish = drive, finish
+
+    @cached_property
+    def block_keys(self) -> tuple[bytes, ...]:
+        """What the prompt's full blocks are found under in the prefix cache."""
+        root = root_key(self.request.cache_salt, self.forward_key)
+        return block_keys(root, self.request.prompt_ids)
 
     @property
     def is_finished(self) -> bool:
@@ -110,11 +126,11 @@ class Handle:
         """Queue a token for the caller."""
         self._events.append(event)
 
-    def finished(self, sequence: Sequence, reason: FinishReason) -> None:
+    def finished(
+        self, sequence: Sequence, reason: FinishReason, error: Exception | None = None
+    ) -> None:
         """Record why a choice ended and queue that for the caller."""
         sequence.finish_reason = reason
         self._num_open -= 1
-        usage = Usage(
-            prompt_tokens=len(self.request.prompt_ids), completion_tokens=len(sequence.generated)
-        )
-        self._events.append(FinishedEvent(sequence.choice, reason, usage))
+        usage = Usage(len(self.request.prompt_ids), len(sequence.generated), sequence.num_cached)
+        self._events.append(FinishedEvent(sequence.choice, reason, usage, error))

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 
-from stepwell.errors import ConfigError, LogitsError, PromptError, suggest
+from stepwell.errors import ConfigError, PromptError, suggest
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.record import Chosen, Recording, record
 from stepwell.generate.request import (
@@ -57,6 +57,7 @@ class Piece:
 class TextGenerator:
     """Generates text from one model. Keyword arguments of its verbs are fields of SamplingParams.
 
+    strict: an answer has the same bits in every company (see InferenceEngine).
     defaults: sampling parameters where a call gives none. One answer is given where a call does not
     ask for more, except by `generate_batch`, which follows the defaults in this too.
     eos_ids: tokens that end an answer, beside the tokenizer's own; the model's by default.
@@ -71,6 +72,7 @@ class TextGenerator:
         *,
         defaults: SamplingParams | None = None,
         eos_ids: Iterable[int] | None = None,
+        strict: bool = False,
         max_rows: int = 32,
         kv_cache_bytes: int | None = None,
         long_prompt: LongPrompt = "error",
@@ -81,6 +83,7 @@ class TextGenerator:
         self.long_prompt = long_prompt
         self.engine = InferenceEngine(
             model,
+            strict=strict,
             max_rows=max_rows,
             kv_cache_bytes=kv_cache_bytes,
             eos_ids=[
@@ -127,22 +130,17 @@ class TextGenerator:
     ) -> Completion:
         """One answer to one prompt; with `echo` its text begins with the prompt.
 
-        Raises LogitsError where the model's logits are not finite.
+        Raises what ended it early, such as a LogitsError for logits that are not finite.
         """
         params = self._params(sampling, single=True)
         if params.n != 1:
             raise ConfigError(
                 f"generate gives one answer, n is {params.n}.", fix="use generate_batch."
             )
-        [[done]] = self._run([prompt], params, interventions, echo)
-        if done.finish_reason == "error":
-            raise LogitsError(
-                f"No token can follow the first {len(done.token_ids)} of the answer: the model put"
-                " out NaN or infinity, or the sampling parameters rule out every token.",
-                fix="check weights and interventions, banned_tokens and no_repeat_ngram_size.",
-                rows=(0,),
-            )
-        return done
+        [[answer]] = self._run([prompt], params, interventions, echo)
+        if answer.error is not None:
+            raise answer.error
+        return answer.finished
 
     def generate_batch(
         self,
@@ -155,9 +153,10 @@ class TextGenerator:
     ) -> list[list[Completion]]:
         """The n answers to each prompt, prompts in the order given.
 
-        An answer whose logits were not finite ends with finish_reason "error"; the others go on.
+        An answer that fails ends with finish_reason "error" and has the `error`; the others go on.
         """
-        return self._run(prompts, self._params(sampling), interventions, echo, progress)
+        answers = self._run(prompts, self._params(sampling), interventions, echo, progress)
+        return [[choice.finished for choice in choices] for choices in answers]
 
     def generate_stream(
         self,
@@ -170,8 +169,8 @@ class TextGenerator:
         """Pieces of text as they become final; those of a choice make up its completion's text.
 
         Raises at once what a request may raise, and begins with the first piece that is asked for.
-        Leaving the loop early cancels the request. A choice whose logits were not finite ends with
-        finish_reason "error".
+        Leaving the loop early cancels the request. A choice that fails ends with finish_reason
+        "error" and has the `error` in its completion.
         """
         params = self._params(sampling, single=True)
         [request] = self._requests([prompt], params, interventions)
@@ -260,7 +259,7 @@ class TextGenerator:
         interventions: Series[Intervention],
         echo: bool,
         progress: Progress | None = None,
-    ) -> list[list[Completion]]:
+    ) -> list[list[Transcript]]:
         """The answers to each prompt. Nothing of them is left in the engine, whatever happens."""
         if isinstance(prompts, str):
             raise PromptError("A batch is a list of prompts, not one text.", fix="use [prompt].")
@@ -276,7 +275,7 @@ class TextGenerator:
         finally:
             for handle in open_answers:
                 handle.cancel()
-        return [[choice.finished for choice in choices] for choices in answers]
+        return answers
 
     def _submit(self, request: Request, where: str) -> Handle:
         """Queue a request. Raises as the engine does, a PromptError with `where` before it."""

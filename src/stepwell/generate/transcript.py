@@ -67,6 +67,7 @@ class Transcript:
         prefix: str = "",
     ) -> None:
         self.completion: Completion | None = None
+        self.error: Exception | None = None
         self._tokenizer, self._prompt_ids, self._stop_ids = tokenizer, prompt_ids, stop_ids
         decodes = stream or bool(stops)
         self._decoder = IncrementalDecoder(tokenizer, after=prompt_ids) if decodes else None
@@ -101,6 +102,7 @@ class Transcript:
         """Take the end of the choice; returns the rest of the text and sets `completion`."""
         rest = self._keep(self._rest())
         usage = event.usage
+        self.error = None if self.reached_stop else event.error
         if self.reached_stop:
             usage = replace(usage, completion_tokens=len(self._ids))
         self.completion = Completion(
@@ -109,6 +111,7 @@ class Transcript:
             finish_reason="stop" if self.reached_stop else event.reason,
             usage=usage,
             logprobs=tuple(self._logprobs),
+            error=str(self.error or ""),
         )
         return rest
 

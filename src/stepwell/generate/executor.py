@@ -1,0 +1,155 @@
+"""How tokens go through the model: three executors of the same weights over the same cache.
+
+    torch    the whole batch in one forward: any device, prompts, hooks
+    native   the C++ kernels, on a CPU: every position by itself, whatever stands beside it
+    tiles    torch with the bits of a single position: one row at a time, in tiles of fixed shape
+
+The first is the fastest for prompts and the only one on a GPU; the second decodes. The last two
+give a position the same bits in every company and however its row was cut into steps, which is what
+strict generation is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from stepwell.model.blocks import BLOCK
+from stepwell.model.cache import CacheView, KVCache
+from stepwell.model.hooks import Hooks, Intervention
+from stepwell.model.transformer import Transformer
+from stepwell.native.decoder import Decoder, Row
+
+ROWS_A_CALL = 64
+"""Positions that the kernels take at once: more share each read of the weights, but wait longer."""
+
+
+class Chunk(NamedTuple):
+    """The next tokens of one row of the cache; logits are wanted after its last `wanted` tokens."""
+
+    row: int
+    ids: Sequence[int]
+    wanted: int = 0
+
+
+class Output(NamedTuple):
+    """Logits [N, V], float32, of what was wanted, chunk by chunk.
+
+    likeliest: the lowest id with the highest logit of each, where it is known already; None in the
+    place of one whose logits are not finite.
+    """
+
+    logits: Tensor
+    likeliest: list[int | None] | None = None
+
+
+class Executor(Protocol):
+    """Puts chunks behind their rows of the cache and computes them."""
+
+    def run(self, chunks: Sequence[Chunk], interventions: Sequence[Intervention] = ()) -> Output:
+        """What comes out of the model. Raises CacheError, and changes nothing, where none fits."""
+
+
+class TorchExecutor:
+    """One forward over all chunks, padded on the right."""
+
+    def __init__(self, model: Transformer, cache: KVCache) -> None:
+        self._model, self._cache = model, cache
+
+    def run(self, chunks: Sequence[Chunk], interventions: Sequence[Intervention] = ()) -> Output:
+        lengths = [len(chunk.ids) for chunk in chunks]
+        view = self._cache.append([chunk.row for chunk in chunks], lengths)
+        ids_BT = torch.tensor([_padded(chunk.ids, max(lengths)) for chunk in chunks])
+        hooks = Hooks(interventions) if interventions else None
+        hidden_BTC = self._model.hidden(ids_BT.to(self._model.device), view=view, hooks=hooks)
+        return Output(self._logits(chunks, hidden_BTC, view, hooks))
+
+    def _logits(
+        self, chunks: Sequence[Chunk], hidden_BTC: Tensor, view: CacheView, hooks: Hooks | None
+    ) -> Tensor:
+        """Logits [N, V], float32, of the positions that are wanted."""
+        if view.uniform and all(chunk.wanted == 1 for chunk in chunks):
+            wanted_N1C = hidden_BTC[:, -1:]
+            positions_N1 = view.positions_BT[:, -1:]
+        else:
+            cells = [
+                (index, len(chunk.ids) - back)
+                for index, chunk in enumerate(chunks)
+                for back in range(chunk.wanted, 0, -1)
+            ]
+            rows = [row for row, _ in cells]
+            columns = [column for _, column in cells]
+            wanted_N1C = hidden_BTC[rows, columns][:, None]
+            positions_N1 = view.positions_BT[rows, columns][:, None]
+        logits_N1V = self._model.logits(wanted_N1C, hooks=hooks, positions_BT=positions_N1)
+        return logits_N1V[:, 0].float()
+
+
+class NativeExecutor:
+    """The kernels, which compute each position on its own. They know no interventions."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+        self._decoder, self._cache = decoder, cache
+
+    def run(self, chunks: Sequence[Chunk], interventions: Sequence[Intervention] = ()) -> Output:
+        assert not interventions, "the kernels know no interventions"
+        rows = self._rows(chunks)
+        steps = [
+            self._decoder.step(rows[start : start + ROWS_A_CALL], self._cache.pool)
+            for start in range(0, len(rows), ROWS_A_CALL)
+        ]
+        logits = steps[0].logits if len(steps) == 1 else torch.cat([step.logits for step in steps])
+        pairs = [pair for step in steps for pair in zip(step.best, step.sound, strict=True)]
+        return Output(logits, [best if sound else None for best, sound in pairs])
+
+    def _rows(self, chunks: Sequence[Chunk]) -> list[Row]:
+        """Every position of the chunks, with its place in the cache."""
+        starts = [self._cache.length(chunk.row) for chunk in chunks]
+        self._cache.append([chunk.row for chunk in chunks], [len(chunk.ids) for chunk in chunks])
+        rows = []
+        for chunk, start in zip(chunks, starts, strict=True):
+            table, silent = self._cache.table(chunk.row), len(chunk.ids) - chunk.wanted
+            for index, token in enumerate(chunk.ids):
+                rows.append(Row(token, start + index, table, wanted=index >= silent))
+        return rows
+
+
+class TileExecutor:
+    """One row at a time, in forwards of exactly BLOCK positions on the grid of their multiples.
+
+    All shapes that a position is computed in follow from the position, so that its bits do.
+    """
+
+    def __init__(self, model: Transformer, cache: KVCache) -> None:
+        self._model, self._cache = model, cache
+
+    def run(self, chunks: Sequence[Chunk], interventions: Sequence[Intervention] = ()) -> Output:
+        hooks = Hooks(interventions) if interventions else None
+        logits = [self._run_row(chunk, hooks) for chunk in chunks]
+        return Output(torch.cat(logits))
+
+    def _run_row(self, chunk: Chunk, hooks: Hooks | None) -> Tensor:
+        """Logits [wanted, V] of one chunk."""
+        parts, done = [], 0
+        while done < len(chunk.ids):
+            room = BLOCK - self._cache.length(chunk.row) % BLOCK
+            ids = chunk.ids[done : done + room]
+            done += len(ids)
+            wanted = min(len(ids), max(0, chunk.wanted - (len(chunk.ids) - done)))
+            parts.append(self._run_tile(chunk.row, ids, wanted, hooks))
+        return torch.cat(parts)
+
+    def _run_tile(self, row: int, ids: Sequence[int], wanted: int, hooks: Hooks | None) -> Tensor:
+        view = self._cache.append_tile(row, len(ids))
+        ids_1T = torch.zeros(1, BLOCK, dtype=torch.int64)
+        ids_1T[0, view.columns] = torch.tensor(ids)
+        hidden_1TC = self._model.hidden(ids_1T, view=view, hooks=hooks)
+        logits_1TV = self._model.logits(hidden_1TC, hooks=hooks, positions_BT=view.positions_BT)
+        return logits_1TV[0, view.columns.stop - wanted : view.columns.stop].float()
+
+
+def _padded(ids: Sequence[int], width: int) -> list[int]:
+    return [*ids, *[0] * (width - len(ids))]
