@@ -8,9 +8,9 @@ from torch import nn
 from stepwell.model.attention import Attention
 from stepwell.model.mlp import MLP
 from stepwell.model.norm import RMSNorm
+from stepwell.model.quantize import QuantizedLinear
 from stepwell.model.transformer import Block, Transformer
 from stepwell.native.decoder import (
-    FORMATS,
     Decoder,
     DecoderWeights,
     LayerWeights,
@@ -19,6 +19,8 @@ from stepwell.native.decoder import (
 )
 from stepwell.native.library import load
 
+FLOATS = (torch.float32, torch.bfloat16)
+
 
 def native_decoder(model: Transformer) -> Decoder | None:
     """A decoder over the model's own weights; None where there are no kernels for it.
@@ -26,18 +28,24 @@ def native_decoder(model: Transformer) -> Decoder | None:
     It sees what is later written into these weights, but not tensors put in their place.
     """
     library = load()
-    if library is None or model.device.type != "cpu" or model.dtype not in FORMATS:
+    if library is None or model.device.type != "cpu" or model.dtype not in FLOATS:
         return None
-    if len({parameter.dtype for parameter in model.parameters()}) > 1:
+    floats = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if not floats <= {model.dtype, *_scales(model)}:
         return None
     return Decoder(library, _weights(model))
+
+
+def _scales(model: Transformer) -> set[torch.dtype]:
+    """The number format of scales, where the model has any."""
+    quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
+    return {torch.float32} if quantized else set()
 
 
 def _weights(model: Transformer) -> DecoderWeights:
     config = model.config
     positions = model.position_embed
     rope = None if positions is not None else model.rope_table(config.context_length)
-    head = model.embed.weight if model.head is None else model.head.weight
     return DecoderWeights(
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
@@ -51,7 +59,11 @@ def _weights(model: Transformer) -> DecoderWeights:
         sines=None if rope is None else rope[1],
         layers=[_layer(block) for block in model.blocks],
         final_norm=_norm(model.final_norm),
-        head=LinearWeights(head, config.width),
+        head=(
+            LinearWeights(model.embed.weight, config.width)
+            if model.head is None
+            else _linear(model.head)
+        ),
     )
 
 
@@ -76,8 +88,10 @@ def _layer(block: nn.Module) -> LayerWeights:
     )
 
 
-def _linear(linear: nn.Linear) -> LinearWeights:
-    return LinearWeights(linear.weight, linear.in_features, linear.bias)
+def _linear(linear: nn.Module) -> LinearWeights:
+    assert isinstance(linear, nn.Linear | QuantizedLinear)
+    scale = linear.scale if isinstance(linear, QuantizedLinear) else None
+    return LinearWeights(linear.weight, linear.in_features, linear.bias, scale)
 
 
 def _norm(norm: nn.Module) -> NormWeights:

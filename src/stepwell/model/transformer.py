@@ -38,10 +38,9 @@ class Transformer(nn.Module):
         self.position_embed = nn.Embedding(config.context_length, config.width) if learned else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_norm = make_norm(config)
-        self.head = (
-            None
-            if config.tie_embeddings
-            else nn.Linear(config.width, config.vocab_size, bias=False)
+        own_head = not config.tie_embeddings
+        self.head: nn.Module | None = (
+            nn.Linear(config.width, config.vocab_size, bias=False) if own_head else None
         )
         self._rope = None if learned else RopeTable(config)
 
@@ -103,8 +102,9 @@ class Transformer(nn.Module):
 
         `positions_BT` tells hooks where those stand; 0..T-1 when not given.
         """
-        logits_BTV = F.linear(
-            hidden_BTC, self.embed.weight if self.head is None else self.head.weight
+        head = self.head
+        logits_BTV: Tensor = (
+            F.linear(hidden_BTC, self.embed.weight) if head is None else head(hidden_BTC)
         )
         if hooks is None:
             return logits_BTV

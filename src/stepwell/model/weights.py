@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from stepwell.config import write_json
 from stepwell.device import parse_dtype, pick_device
-from stepwell.errors import ConfigError, WeightsError
+from stepwell.errors import ConfigError, WeightsError, suggest
 from stepwell.model.config import ModelConfig
 from stepwell.model.config_json import read_config, read_dtype, write_config
 from stepwell.model.directory import (
@@ -33,9 +33,12 @@ from stepwell.model.directory import (
 from stepwell.model.hub import locate as locate
 from stepwell.model.json_keys import read_json
 from stepwell.model.names import HEAD, REDUNDANT, StoredTensor, stored_tensors
+from stepwell.model.quantize import QuantizedLinear, quantize_weights
 from stepwell.model.staging import staged
 from stepwell.model.tensor_files import write_safetensors
 from stepwell.model.transformer import Transformer
+
+WeightFormat = Literal["bf16", "int8"]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -60,12 +63,14 @@ def load_model(
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    weights: WeightFormat | None = None,
     mmap: bool = True,
     ignore_keys: Collection[str] = (),
 ) -> Transformer:
     """The model of a directory or Hub id, in eval mode.
 
     dtype: None keeps what config.json names, or else what is stored.
+    weights: "int8" rounds the matrices to 8 bits; see `quantize_weights`. "bf16" is dtype bfloat16.
     mmap: on a CPU the weights stay pages of the file where dtype and layout allow it (GPT-2's are
     stored transposed and are copied). False copies all, for a file that others may overwrite.
     ignore_keys: keys of config.json that you know not to change what the model computes.
@@ -75,8 +80,10 @@ def load_model(
     directory, target = locate(path_or_id), pick_device(device)
     values, where = read_config_file(directory), str(directory / CONFIG)
     config = read_config(values, where=where, ignore_keys=ignore_keys)
-    wanted = parse_dtype(dtype) or read_dtype(values, where=where)
-    return assemble(config, open_checkpoint(directory), dtype=wanted, device=target, mmap=mmap)
+    wanted = _dtype_of(weights, parse_dtype(dtype)) or read_dtype(values, where=where)
+    checkpoint = open_checkpoint(directory)
+    model = assemble(config, checkpoint, dtype=wanted, device=target, mmap=mmap)
+    return quantize_weights(model) if weights == "int8" else model
 
 
 def save_model(
@@ -94,6 +101,7 @@ def save_model(
     Raises ConfigError, before anything is written, where the family's config.json cannot express
     the model; WeightsError where a parameter has no name in it or the disk does not take the files.
     """
+    _refuse_quantized(model)
     directory, kept = Path(directory), parse_dtype(dtype) or model.dtype
     values = write_config(model.config, str(kept).removeprefix("torch."))
     parameters = model.state_dict()
@@ -111,6 +119,20 @@ def save_model(
             f"{directory} could not be written: {error.strerror or error}.",
             fix="free disk space or choose another directory; what was there before is unchanged.",
         ) from error
+
+
+def _dtype_of(weights: WeightFormat | None, dtype: torch.dtype | None) -> torch.dtype | None:
+    """The number format that the two ask for together. Raises ConfigError where they disagree."""
+    if weights is not None and weights not in get_args(WeightFormat):
+        raise ConfigError(
+            f"weights is {weights!r}. {suggest(weights, get_args(WeightFormat))}",
+            fix="leave it out to keep the weights as they are stored.",
+        )
+    if weights != "bf16":
+        return dtype
+    if dtype not in (None, torch.bfloat16):
+        raise ConfigError(f"weights is 'bf16', but dtype is {_word(dtype)}; give one of them.")
+    return torch.bfloat16
 
 
 def assemble(
@@ -209,6 +231,14 @@ def _settle(piece: Tensor, dtype: torch.dtype, device: torch.device, mmap: bool)
     """The tensor where and as it is to be, contiguous; a copy unless it is so and may be mapped."""
     settled = piece.to(device, dtype).contiguous()
     return settled.clone() if not mmap and settled.data_ptr() == piece.data_ptr() else settled
+
+
+def _refuse_quantized(model: Transformer) -> None:
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise WeightsError(
+            "The model has 8-bit weights, which no family's checkpoint holds.",
+            fix="save the model that they were made from, and load it with weights='int8'.",
+        )
 
 
 def _refuse_unnamed(
