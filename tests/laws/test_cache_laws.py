@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stepwell.errors import CacheError
-from stepwell.model.cache import CacheView, KVCache, _Index
+from stepwell.model.cache import KVCache
+from stepwell.model.cache_view import CacheView, _Index
 from stepwell.model.config import ModelConfig, RopeScaling
 from stepwell.model.forward import ForwardPass
 from stepwell.model.transformer import Transformer
@@ -338,8 +339,8 @@ def write_the_padding(locate: Method) -> Method:
         index = locate(self)
         if index.valid is None:
             return index
-        rows_BT = torch.tensor(self.rows)[:, None].expand_as(self.positions_BT)
-        cells = (rows_BT.flatten(), self.positions_BT.flatten())
+        blocks_B1 = torch.tensor([[table[0]] for table in self._tables])
+        cells = (blocks_B1.expand_as(self.positions_BT).flatten(), self.positions_BT.flatten())
         return replace(index, cells=cells, valid=torch.ones_like(index.valid))
 
     return broken
@@ -377,7 +378,7 @@ RAGGED = [([1, 2, 3, 4, 5], [6, 7]), ([8], [9, 10, 11, 12]), ([5, 5], [1])]
         (CacheView, "_locate", write_the_padding, lambda: ragged("rope", RAGGED, 0, False)),
         (KVCache, "truncate", do_nothing, lambda: truncated("rope", [1, 2, 3], [4], 2, [5, 6])),
         (KVCache, "fork", forget_to_copy, lambda: forked("rope", [1, 2, 3], [4], [5])),
-        (KVCache, "_clear", do_nothing, lambda: poisoned("rope")),
+        (CacheView, "_clear", do_nothing, lambda: poisoned("rope")),
     ],
 )
 def test_a_broken_cache_is_noticed(

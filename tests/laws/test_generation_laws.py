@@ -22,7 +22,7 @@ from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
 from stepwell.generate.sequence import Handle
 from stepwell.model import native
-from stepwell.model.cache import KVCache
+from stepwell.model.cache_view import CacheView
 from stepwell.model.config import ModelConfig
 from stepwell.model.hooks import Hooks, Intervention, Replace, ZeroHeads
 from stepwell.model.transformer import Transformer
@@ -199,15 +199,15 @@ def test_noise_that_is_consumed_in_order_of_arrival_breaks_the_law(
 
 
 def test_rows_that_read_each_others_keys_break_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = KVCache._read
+    read = CacheView._read
 
-    def shared(self, layer, index, length):  # type: ignore[no-untyped-def]
-        keys, values = read(self, layer, index, length)
+    def shared(self, layer):  # type: ignore[no-untyped-def]
+        keys, values = read(self, layer)
         return keys[:1].expand_as(keys), values
 
     without_kernels(monkeypatch)
     expected = alone("grouped")
-    monkeypatch.setattr(KVCache, "_read", shared)
+    monkeypatch.setattr(CacheView, "_read", shared)
     assert not same(run(some_requests()), expected)
 
 

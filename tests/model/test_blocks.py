@@ -9,8 +9,7 @@ import pytest
 from hypothesis import Phase, settings, stateful
 from hypothesis import strategies as st
 
-from stepwell.errors import CacheError
-from stepwell.errors import CacheFullError
+from stepwell.errors import CacheError, CacheFullError
 from stepwell.model.blocks import BlockPool
 
 KEYS = [b"a", b"b", b"c", b"d", b"e"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stepwell.errors import CacheError
-from stepwell.errors import CacheFullError
+from stepwell.errors import CacheError, CacheFullError
 from stepwell.model.blocks import BLOCK
-from stepwell.model.cache import CacheView, KVCache
+from stepwell.model.cache import KVCache
+from stepwell.model.cache_view import CacheView
 from stepwell.model.config import ModelConfig
 from stepwell.model.transformer import Transformer
 

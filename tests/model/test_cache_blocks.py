@@ -18,7 +18,8 @@ from torch import Tensor
 
 from stepwell.errors import CacheFullError
 from stepwell.model.blocks import BLOCK, BlockPool
-from stepwell.model.cache import CacheView, KVCache, TileView
+from stepwell.model.cache import KVCache
+from stepwell.model.cache_view import CacheView, TileView
 from stepwell.model.config import ModelConfig
 
 LAYERS, HEADS, WIDTH = 2, 2, 2
@@ -69,16 +70,16 @@ class Twin:
         view = append(rows, counts)
         for row, num_new in zip(rows, counts, strict=True):
             self.rows[row] = self.rows[row] + [next(self._stamps) for _ in range(num_new)]
-        self._fill(view)
+        self._fill(view, rows)
         return True
 
-    def _fill(self, view: CacheView) -> None:
+    def _fill(self, view: CacheView, rows: list[int]) -> None:
         """Send the new stamps through a view, and hold what it returns to all stamps."""
         first = view.columns.start if isinstance(view, TileView) else 0
-        shape = (len(view.rows), LAYERS, 2, HEADS, view.positions_BT.shape[1], WIDTH)
+        shape = (len(rows), LAYERS, 2, HEADS, view.positions_BT.shape[1], WIDTH)
         sent = torch.full(shape, torch.nan)
         for at, (row, start, num_new) in enumerate(
-            zip(view.rows, view.starts, view.counts, strict=True)
+            zip(rows, view.starts, view.counts, strict=True)
         ):
             columns = slice(first, first + num_new)
             sent[at, ..., columns, :] = content(self.rows[row][start:])
@@ -87,7 +88,7 @@ class Twin:
             torch.stack(view.update(layer, *sent[:, layer].unbind(1))) for layer in range(LAYERS)
         ]
         began = not any(view.starts) and not isinstance(view, TileView)
-        for at, row in enumerate(view.rows):
+        for at, row in enumerate(rows):
             held, beyond = torch.stack(got)[:, :, at].split_with_sizes(
                 [len(self.rows[row]), view.length - len(self.rows[row])], dim=3
             )
@@ -379,7 +380,7 @@ def free_while_it_can_be_found(drop: Method) -> Method:
     [
         (KVCache, "_writes_to_others", write_to_what_others_read),
         (KVCache, "_copy", share_the_last_block_too),
-        (KVCache, "_clear", leave_what_lies_beyond),
+        (CacheView, "_clear", leave_what_lies_beyond),
         (KVCache, "_reserve", begin_without_room),
         (CacheView, "_locate", store_the_padding),
         (BlockPool, "drop", free_while_it_can_be_found),

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from stepwell.model.blocks import BLOCK
-from stepwell.model.cache import CacheView, KVCache
+from stepwell.model.cache import KVCache
+from stepwell.model.cache_view import CacheView
 from stepwell.model.hooks import Hooks, Intervention
 from stepwell.model.transformer import Transformer
 from stepwell.native.decoder import Decoder, Row

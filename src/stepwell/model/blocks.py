@@ -114,3 +114,8 @@ class BlockPool:
         if block not in self._holders:
             raise CacheError(f"Block {block} of the cache is held by nobody.", fix="take it first.")
         return block
+
+
+def blocks_for(length: int) -> int:
+    """Number of blocks that so many positions lie in."""
+    return -(-length // BLOCK)

@@ -18,14 +18,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from stepwell.errors import CacheError
-from stepwell.model.blocks import BLOCK, BlockPool
+from stepwell.model.blocks import BLOCK, BlockPool, blocks_for
+from stepwell.model.cache_view import CacheView, TileView
 from stepwell.model.config import ModelConfig
 
 
@@ -55,7 +53,7 @@ class KVCache:
             )
         self.max_rows = max_rows
         if num_blocks is None:
-            num_blocks = max_rows * _blocks_for(self.context_length)
+            num_blocks = max_rows * blocks_for(self.context_length)
         self.blocks = BlockPool(num_blocks)
         self._free = list(range(max_rows))  # a heap: the lowest row is handed out first
         self._lengths: dict[int, int] = {}  # of the rows in use
@@ -97,7 +95,8 @@ class KVCache:
         twice, or gets no position; CacheFullError where `has_room` says no.
         """
         starts = self._lengthen(rows, num_new)
-        return CacheView(self, tuple(rows), starts, tuple(num_new))
+        tables = [self._tables[row] for row in rows]
+        return CacheView(self.pool, tables, starts, tuple(num_new))
 
     def append_tile(self, row: int, num_new: int) -> TileView:
         """`append` to one row, with a view of the whole tile that the new positions lie in.
@@ -111,7 +110,7 @@ class KVCache:
                 fix="append up to the multiple of the tile's width first.",
             )
         [start] = self._lengthen([row], [num_new])
-        return TileView(self, row, start, num_new)
+        return TileView(self.pool, self._tables[row], start, num_new, self.context_length)
 
     def has_room(self, rows: Sequence[int], num_new: Sequence[int]) -> bool:
         """Whether there are blocks enough for such an append."""
@@ -125,7 +124,7 @@ class KVCache:
             held = self.length(row)
             raise CacheError(f"Row {row} holds {held} tokens and cannot be cut to {length}.")
         table = self._tables[row]
-        while len(table) > _blocks_for(length):  # the last first: a prefix is evicted from its end
+        while len(table) > blocks_for(length):  # the last first: a prefix is evicted from its end
             self.blocks.drop(table.pop())
         self._lengths[row] = length
 
@@ -210,7 +209,7 @@ class KVCache:
                 block = table[start // BLOCK]
                 table[start // BLOCK] = self._copy(block)
                 self.blocks.drop(block)
-            while len(table) < _blocks_for(end):
+            while len(table) < blocks_for(end):
                 table.append(self.blocks.take())
             self._lengths[row] = end
         return starts
@@ -229,7 +228,7 @@ class KVCache:
 
     def _missing(self, row: int, end: int) -> int:
         """Blocks that must be taken before the row can be written up to `end`."""
-        return _blocks_for(end) - len(self._tables[row]) + self._writes_to_others(row)
+        return blocks_for(end) - len(self._tables[row]) + self._writes_to_others(row)
 
     def _writes_to_others(self, row: int) -> bool:
         """Whether the row's next position lies in a block that others hold or may find."""
@@ -254,145 +253,3 @@ class KVCache:
         copy = self.blocks.take()
         self.pool[copy] = self.pool[block]
         return copy
-
-    def _write(self, layer: int, index: _Index, k_BGTD: Tensor, v_BGTD: Tensor) -> None:
-        new_BT2GD = torch.stack((k_BGTD, v_BGTD), 1).movedim(3, 1)
-        blocks, offsets = index.cells
-        self.pool[:, layer][blocks, :, :, offsets] = (
-            new_BT2GD if index.valid is None else new_BT2GD[index.valid]
-        )
-
-    def _lines(self, table_BN: Tensor, length: int) -> Tensor:
-        """The lines that hold the first `length` positions of rows, [2, B, G, S]."""
-        _, num_layers, _, num_kv_heads, _, _ = self.pool.shape
-        first_BN = table_BN * (num_layers * 2 * num_kv_heads * BLOCK)
-        within = torch.arange(2 * num_kv_heads * BLOCK, device=self.device)
-        lines_2BGNP = first_BN[:, None, :, None] + within.view(2, 1, num_kv_heads, 1, BLOCK)
-        return lines_2BGNP.flatten(3)[..., :length]
-
-    def _read(self, layer: int, index: _Index, length: int) -> tuple[Tensor, Tensor]:
-        assert index.lines is not None
-        _, _, _, num_kv_heads, _, head_dim = self.pool.shape
-        first = layer * 2 * num_kv_heads * BLOCK  # the layer's first line in block 0
-        gathered = self.pool.view(-1, head_dim)[first:].index_select(0, index.lines)
-        if index.beyond is not None:
-            self._clear(gathered, index.beyond)
-        keys, values = gathered.view(2, -1, num_kv_heads, length, head_dim)
-        return keys, values
-
-    def _clear(self, gathered: Tensor, beyond: Tensor) -> None:
-        """Zero what no row holds: a NaN left there would come back as 0 * NaN under the mask."""
-        gathered.index_fill_(0, beyond, 0)
-
-
-@dataclass(frozen=True)
-class _Index:
-    """Where the positions of a view lie in the pool.
-
-    cells: block, and offset in it, of each new token, [B, T] each; where `valid` [B, T] says that
-        some tokens of the batch are padding, of the others, in order.
-    lines: what a layer reads, [2 * B * G * S]; None where all of that is new. A line is one head's
-        key or value at one position; they are counted from the layer's first, so that the same
-        numbers serve every layer.
-    beyond: which of the lines come after the end of their row; None where none do.
-    """
-
-    cells: tuple[Tensor, Tensor]
-    valid: Tensor | None
-    lines: Tensor | None
-    beyond: Tensor | None
-
-
-class CacheView:
-    """The new positions of some rows, on their way through the model.
-
-    positions_BT: absolute position of each new token; padding on the right repeats a row's last.
-    length: number of keys that the longest row attends to.
-    uniform: whether all rows have the same positions, and no column is padding.
-    """
-
-    def __init__(
-        self,
-        cache: KVCache,
-        rows: tuple[int, ...],
-        starts: tuple[int, ...],
-        counts: tuple[int, ...],
-    ) -> None:
-        self.rows, self.starts, self.counts = rows, starts, counts
-        self.length = max(start + count for start, count in zip(starts, counts, strict=True))
-        self.uniform = len(set(starts)) == 1 and len(set(counts)) == 1
-        self._cache = cache
-        self._reads = any(starts)  # else all that there is to read is new
-        first_B1 = torch.tensor(starts, device=cache.device)[:, None]
-        last_B1 = torch.tensor(counts, device=cache.device)[:, None] - 1
-        offsets_T = torch.arange(max(counts), device=cache.device)
-        self.positions_BT = first_B1 + torch.minimum(offsets_T, last_B1)
-        self._valid_BT = None if len(set(counts)) == 1 else offsets_T <= last_B1
-
-    def update(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values of a layer; returns all of them, [B, G, S, D] each.
-
-        Where every row begins with this step these are the new ones as they came, padding included.
-        Otherwise what lies beyond a row's length is zero.
-        """
-        dtype = self._cache.pool.dtype
-        k_BGTD, v_BGTD = k_BGTD.to(dtype), v_BGTD.to(dtype)
-        self._cache._write(layer, self._index, k_BGTD, v_BGTD)
-        if not self._reads:
-            return k_BGTD, v_BGTD
-        return self._cache._read(layer, self._index, self.length)
-
-    @cached_property
-    def _index(self) -> _Index:
-        """Made when first needed: a kernel that reads the rows' tables needs none."""
-        return self._locate()
-
-    def _locate(self) -> _Index:
-        width = _blocks_for(self.length)
-        tables = [self._cache.table(row) for row in self.rows]
-        padded = [table + [0] * (width - len(table)) for table in tables]
-        table_BN = torch.tensor(padded, device=self._cache.device)
-        blocks_BT = table_BN.gather(1, self.positions_BT // BLOCK)
-        offsets_BT, valid = self.positions_BT % BLOCK, self._valid_BT
-        cells = (blocks_BT, offsets_BT) if valid is None else (blocks_BT[valid], offsets_BT[valid])
-        if not self._reads:
-            return _Index(cells, valid, None, None)
-        lines_2BGS = self._cache._lines(table_BN, self.length)
-        return _Index(cells, valid, lines_2BGS.flatten(), self._beyond(lines_2BGS.shape))
-
-    def _beyond(self, shape: torch.Size) -> Tensor | None:
-        """Which of the gathered lines, in a tensor of this shape, are beyond their row's end."""
-        ends = [start + count for start, count in zip(self.starts, self.counts, strict=True)]
-        if min(ends) == self.length:
-            return None
-        ends_B11 = torch.tensor(ends, device=self._cache.device)[:, None, None]
-        beyond_B1S = torch.arange(self.length, device=self._cache.device) >= ends_B11
-        return beyond_B1S.expand(shape).flatten().nonzero()[:, 0]
-
-
-class TileView(CacheView):
-    """New positions of one row, shown as the tile of BLOCK positions that they lie in.
-
-    The tile stands on the absolute grid of multiples of BLOCK, and so does the end of the keys:
-    what a position is computed from does not depend on how its row was cut into steps.
-
-    positions_BT: [1, BLOCK], those of the tile; beyond the context its last position is repeated.
-    columns: the new positions among those; nothing else is stored.
-    length: where the tile ends. Keys and values beyond the row's end are zero.
-    """
-
-    def __init__(self, cache: KVCache, row: int, start: int, num_new: int) -> None:
-        super().__init__(cache, (row,), (start,), (num_new,))
-        first = start - start % BLOCK
-        self.columns = slice(start - first, start - first + num_new)
-        self.length = first + BLOCK
-        self.uniform = False
-        self._reads = True
-        columns_BT = torch.arange(BLOCK, device=cache.device)[None]
-        self.positions_BT = (first + columns_BT).clamp(max=cache.context_length - 1)
-        self._valid_BT = (columns_BT >= self.columns.start) & (columns_BT < self.columns.stop)
-
-
-def _blocks_for(length: int) -> int:
-    """Number of blocks that a row of this length lies in."""
-    return -(-length // BLOCK)

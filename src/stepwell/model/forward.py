@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stepwell.model.cache import CacheView
+from stepwell.model.cache_view import CacheView
 from stepwell.model.hooks import Hooks
 
 AttentionImplementation = Literal["auto", "eager", "sdpa", "flash"]

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from stepwell.errors import ConfigError, DeviceError, PromptError, ShapeError, suggest
 from stepwell.model.attention import Attention
-from stepwell.model.cache import CacheView, KVCache
+from stepwell.model.cache import KVCache
+from stepwell.model.cache_view import CacheView
 from stepwell.model.config import ModelConfig
 from stepwell.model.forward import AttentionImplementation, ForwardPass
 from stepwell.model.hooks import LOGITS_LAYER, Hooks
