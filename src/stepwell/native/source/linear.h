@@ -66,7 +66,10 @@ INLINE void tile(const typename Format::Weight *const (&w)[W], const typename Fo
     for (; k + Format::STEP <= inputs; k += Format::STEP) {
         typename Format::Weights weights[W];
 #pragma GCC unroll 8
-        for (int i = 0; i < W; ++i) weights[i] = Format::weights(w[i] + k);
+        for (int i = 0; i < W; ++i) {
+            weights[i] = Format::weights(w[i] + k);
+            __builtin_prefetch(w[i] + k + (int64_t)W * inputs);   // the next tile, while this one is computed
+        }
 #pragma GCC unroll 4
         for (int j = 0; j < X; ++j) {
             const typename Format::Inputs input = Format::inputs(x + j * x_stride + k);
