@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from stepwell.generate.engine import InferenceEngine as InferenceEngine
     from stepwell.generate.request import Request as Request
     from stepwell.generate.request import SamplingParams as SamplingParams
+    from stepwell.generate.response_cache import ResponseCache as ResponseCache
     from stepwell.generate.text import TextGenerator as TextGenerator
+    from stepwell.generate.workers import WorkerPool as WorkerPool
     from stepwell.model.config import ModelConfig as ModelConfig
     from stepwell.model.hooks import Replace as Replace
     from stepwell.model.hooks import ZeroHeads as ZeroHeads
@@ -43,6 +45,7 @@ _HOMES = {
     "ModelConfig": "stepwell.model.config",
     "Replace": "stepwell.model.hooks",
     "Request": "stepwell.generate.request",
+    "ResponseCache": "stepwell.generate.response_cache",
     "SamplingParams": "stepwell.generate.request",
     "Task": "stepwell.tasks",
     "TextGenerator": "stepwell.generate.text",
@@ -50,6 +53,7 @@ _HOMES = {
     "Trainer": "stepwell.train.trainer",
     "TrainerConfig": "stepwell.train.config",
     "Transformer": "stepwell.model.transformer",
+    "WorkerPool": "stepwell.generate.workers",
     "ZeroHeads": "stepwell.model.hooks",
     "heatmap": "stepwell.study.heatmap",
     "load_model": "stepwell.model.weights",
