@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stepwell.errors import CacheError
+from stepwell.errors import CacheError, PromptError, ShapeError
 from stepwell.native.library import Library, threads
 
 BLOCK: Final = 64
@@ -115,9 +115,11 @@ class Decoder:
     def __init__(self, library: Library, weights: DecoderWeights) -> None:
         self._handle = declared(library)
         self._kept: list[Any] = [weights]  # what the pointers below point to
-        self._width = weights.embedding.shape[1]
+        self._num_ids, self._width = weights.embedding.shape
         self._vocab_size = weights.head.weight.shape[0]
         self._positions = weights.positions
+        self._dtype = weights.embedding.dtype
+        self._block_shape = (len(weights.layers), 2, weights.num_kv_heads, BLOCK, weights.head_dim)
         self._model = self._describe(weights)
         self._capacity = self._threads = 0
 
@@ -125,11 +127,14 @@ class Decoder:
         """Compute all rows; their keys and values go to `cache` [blocks, L, 2, G, BLOCK, D].
 
         Rows of one sequence see each other's keys: each attends to positions up to its own. Raises
-        CacheError where a row's position lies beyond its table or the model's positions.
+        CacheError where a row's position lies beyond its table or the model's positions, or its
+        table beyond the cache; PromptError for an id that is no token; ShapeError for a cache of
+        another model. Nothing is computed then.
         """
+        self._check_cache(cache)
         self._reserve(len(rows))
-        wanted = self._fill(rows)
-        logits = torch.empty(wanted, self._vocab_size)
+        wanted = self._fill(rows, len(cache))
+        logits = torch.empty(wanted, self._vocab_size, dtype=torch.float32, device="cpu")
         self._step.rows = len(rows)
         self._step.cache = cache.data_ptr()
         self._step.logits = logits.data_ptr()
@@ -137,20 +142,43 @@ class Decoder:
         highest = self._best_logit[:wanted]
         return Step(logits, self._best[:wanted].tolist(), np.isfinite(highest).tolist())
 
-    def _fill(self, rows: Sequence[Row]) -> int:
+    def _fill(self, rows: Sequence[Row], num_blocks: int) -> int:
         """Write the rows into the buffers of the step; returns how many logits are wanted."""
-        for index, (token_id, position, table, _) in enumerate(rows):
-            if position >= min(self._positions, BLOCK * len(table)) or not token_id >= 0:
-                raise CacheError(
-                    f"Position {position} lies beyond {len(table)} blocks of {BLOCK} positions"
-                    f" or the model's {self._positions}."
-                )
-            self._tables[index, : len(table)] = table
+        for index, row in enumerate(rows):
+            blocks = self._blocks(row, num_blocks)
+            self._tables[index, : len(blocks)] = blocks
         self._ids[: len(rows)] = [row.token_id for row in rows]
         self._places[: len(rows)] = [row.position for row in rows]
         flags = [row.wanted for row in rows]
         self._wanted[: len(rows)] = flags
         return sum(flags)
+
+    def _blocks(self, row: Row, num_blocks: int) -> Sequence[int]:
+        """The part of a row's table that is needed, once all of the row was found in order."""
+        token_id, position, table, _ = row
+        if not 0 <= position < min(self._positions, BLOCK * len(table)):
+            raise CacheError(
+                f"Position {position} lies beyond {len(table)} blocks of {BLOCK} positions"
+                f" or the model's {self._positions}."
+            )
+        blocks = table[: position // BLOCK + 1]
+        if min(blocks) < 0 or max(blocks) >= num_blocks:
+            raise CacheError(f"The blocks {list(blocks)} are not all in a cache of {num_blocks}.")
+        if not 0 <= token_id < self._num_ids:
+            raise PromptError(
+                f"Token id {token_id} is not in the model's vocabulary of {self._num_ids}."
+            )
+        return blocks
+
+    def _check_cache(self, cache: Tensor) -> None:
+        fits = cache.shape[1:] == self._block_shape and cache.dtype == self._dtype
+        if not (fits and cache.is_contiguous() and cache.is_cpu):
+            expected = ", ".join(map(str, self._block_shape))
+            raise ShapeError(
+                f"The cache is {list(cache.shape)} in {cache.dtype} on {cache.device}, expected"
+                f" [blocks, {expected}] in {self._dtype} on the CPU, contiguous.",
+                fix="make it with the model's new_cache.",
+            )
 
     def _reserve(self, rows: int) -> None:
         """Make the buffers for steps of this many rows on as many threads as there are now."""
@@ -199,6 +227,8 @@ class Decoder:
         )
 
     def _layer(self, layer: LayerWeights) -> _Layer:
+        for readers in ((layer.q, layer.k, layer.v), (layer.gate or layer.up, layer.up)):
+            assert len({linear.weight.dtype for linear in readers}) == 1, "they share their input"
         return _Layer(
             *map(self._norm, (layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)),
             *map(self._linear, (layer.q, layer.k, layer.v, layer.o)),

@@ -334,6 +334,7 @@ void work(Member &member, void *argument) {
 }
 
 void run(const stepwell_model *model, const stepwell_step *step, int32_t threads) {
+    if (step->rows == 0) return;
     Call call{model, step, threads};
     run_team(work, &call, threads);
 }

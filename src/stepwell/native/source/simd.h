@@ -30,6 +30,7 @@ constexpr int LANES = 4;
 
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Bits __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 typedef uint16_t bf16;
 
@@ -117,21 +118,22 @@ INLINE void sum4(Floats a, Floats b, Floats c, Floats d, float *out) {
 }
 
 // e^x within 2 ulp; 0 below -87, where float32 would be subnormal, and e^88 above 88. NaN stays NaN.
-// x = n ln 2 + r, |r| <= ln 2 / 2, and e^r by its Taylor polynomial (Cephes' splitting of ln 2).
+// x = n ln 2 + r, |r| <= ln 2 / 2 (Cephes' splitting of ln 2), and e^r = 1 + r + p r^2 with the
+// polynomial of least relative error.
 INLINE Floats exp(Floats x) {
     const Floats clamped = x > 88.0f ? splat(88.0f) : x;
     const Floats magic = splat(12582912.0f);   // 1.5 * 2^23: adding it rounds to an integer
     const Floats shifted = fma(clamped, splat(1.44269504f), magic);
     const Floats n = shifted - magic;
     const Floats r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), clamped));
-    Floats p = splat(1.0f / 720);
-    p = fma(p, r, splat(1.0f / 120));
-    p = fma(p, r, splat(1.0f / 24));
-    p = fma(p, r, splat(1.0f / 6));
-    p = fma(p, r, splat(0.5f));
+    Floats p = splat(0x1.6a23dp-10f);
+    p = fma(p, r, splat(0x1.123a2p-7f));
+    p = fma(p, r, splat(0x1.5558f2p-5f));
+    p = fma(p, r, splat(0x1.555492p-3f));
+    p = fma(p, r, splat(0x1.fffffcp-2f));
     p = fma(p, r, splat(1.0f));
     p = fma(p, r, splat(1.0f));
-    const Ints power = ((Ints)shifted << 23) + (127 << 23);   // the low bits of `shifted` hold n
+    const Bits power = ((Bits)shifted << 23) + (127 << 23);   // the low bits of `shifted` hold n
     const Floats result = p * (Floats)power;
     return x < -87.0f ? splat(0.0f) : x == x ? result : x;
 }
