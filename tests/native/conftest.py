@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from stepwell.native import build, library
+from stepwell.native import build, decoder, library
+
+
+@pytest.fixture(autouse=True)
+def threads_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models this small use all threads too, so that the team is tested."""
+    monkeypatch.setattr(decoder, "WORTH_A_THREAD", 1)
+
 
 SHARED = """
 #define EXPORT extern "C" __attribute__((visibility("default")))

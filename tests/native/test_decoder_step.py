@@ -192,8 +192,10 @@ from stepwell.model.config import ModelConfig
 from stepwell.model.quantize import quantize_weights
 from stepwell.model.native import native_decoder
 from stepwell.model.transformer import Transformer
+from stepwell.native import decoder as decoder_module
 from stepwell.native.decoder import Row
 torch.set_num_threads(2)
+decoder_module.WORTH_A_THREAD = 1
 model = Transformer(ModelConfig(width=96, num_heads=6, num_kv_heads=2))
 model.initialize(0)
 decoder = native_decoder(model)
@@ -202,7 +204,7 @@ def told():
     cache = torch.zeros(1, 2, 2, 2, 64, 16)
     steps = [decoder.step([Row(7 * place, place, [0])], cache) for place in range(30)]
     bits = torch.cat([step.logits for step in steps]).numpy().tobytes()
-    print(hashlib.sha256(bits).hexdigest(), flush=True)
+    os.write(1, f"{hashlib.sha256(bits).hexdigest()}\n".encode())
 
 told()
 child = os.fork()

@@ -24,6 +24,9 @@ GROUP: Final = 128
 FORMATS: Final = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 ACTIVATIONS: Final = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
+WORTH_A_THREAD: Final = 2**21
+"""Products of a step for which another thread saves more than its barriers cost."""
+
 _Pointer, _Int = ctypes.c_void_p, ctypes.c_int32
 
 
@@ -121,6 +124,7 @@ class Decoder:
         self._dtype = weights.embedding.dtype
         self._block_shape = (len(weights.layers), 2, weights.num_kv_heads, BLOCK, weights.head_dim)
         self._model = self._describe(weights)
+        self._num_weights = _num_weights(weights)
         self._capacity = self._threads = 0
 
     def step(self, rows: Sequence[Row], cache: Tensor) -> Step:
@@ -138,9 +142,13 @@ class Decoder:
         self._step.rows = len(rows)
         self._step.cache = cache.data_ptr()
         self._step.logits = logits.data_ptr()
-        self._handle.stepwell_run(self._model, self._step, self._threads)
+        self._handle.stepwell_run(self._model, self._step, self._threads_for(len(rows)))
         highest = self._best_logit[:wanted]
         return Step(logits, self._best[:wanted].tolist(), np.isfinite(highest).tolist())
+
+    def _threads_for(self, rows: int) -> int:
+        """As many threads as have enough to do between two barriers."""
+        return min(self._threads, 1 + rows * self._num_weights // WORTH_A_THREAD)
 
     def _fill(self, rows: Sequence[Row], num_blocks: int) -> int:
         """Write the rows into the buffers of the step; returns how many logits are wanted."""
@@ -265,6 +273,15 @@ class Decoder:
         settled = tensor.detach().contiguous()
         self._kept.append(settled)
         return settled.data_ptr()
+
+
+def _num_weights(weights: DecoderWeights) -> int:
+    """Number of weights in the matrices that every row is multiplied with."""
+    linears = [weights.head]
+    for layer in weights.layers:
+        linears += [layer.q, layer.k, layer.v, layer.o, layer.up, layer.down]
+        linears += [] if layer.gate is None else [layer.gate]
+    return sum(linear.weight.numel() for linear in linears)
 
 
 def declared(library: Library) -> ctypes.CDLL:

@@ -269,9 +269,21 @@ private:
             for (int32_t row = 0; row < wanted; ++row) {
                 const float *logits = own.strip + row * stride;
                 memcpy(step.logits + (int64_t)row * model.vocab_size + first, logits, count * sizeof(float));
+                if (!may_win(logits, count, own.best[row] < 0 ? -__builtin_inff() : own.best_logit[row])) continue;
                 for (int32_t i = 0; i < count; ++i) prefer(own, row, first + i, logits[i]);
             }
         });
+    }
+
+    // Whether one of the logits is NaN or at least `held`: most strips hold neither.
+    static bool may_win(const float *logits, int32_t count, float held) {
+        Ints wins = {};
+        int32_t i = 0;
+        for (; i + LANES <= count; i += LANES) wins |= ~(load(logits + i) < held);
+        bool any = false;
+        for (int32_t lane = 0; lane < LANES; ++lane) any |= wins[lane] != 0;
+        for (; i < count; ++i) any |= !(logits[i] < held);
+        return any;
     }
 
 public:
