@@ -204,7 +204,7 @@ def told():
     cache = torch.zeros(1, 2, 2, 2, 64, 16)
     steps = [decoder.step([Row(7 * place, place, [0])], cache) for place in range(30)]
     bits = torch.cat([step.logits for step in steps]).numpy().tobytes()
-    os.write(1, f"{hashlib.sha256(bits).hexdigest()}\n".encode())
+    os.write(1, f"{hashlib.sha256(bits).hexdigest()}\\n".encode())
 
 told()
 child = os.fork()
