@@ -30,8 +30,8 @@ format: $(VENV)/dev.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/core.installed $(KERNELS)  ## what an answer costs, by size and batch
-	$(BIN)/python -m benchmarks.stage_costs
+bench: $(VENV)/core.installed $(KERNELS)  ## speed, beside the peers that STEPWELL_PEERS holds
+	$(BIN)/stepwell bench --out benchmarks/results
 
 docs: $(VENV)/docs.installed        ## the documentation site, in site/
 	$(BIN)/mkdocs build --strict

@@ -1,1 +1,1 @@
-"""Benchmarks: one file a question, run as `python -m benchmarks.NAME`."""
+"""Benchmarks with a file of their own: `python -m benchmarks.NAME`. Speed is `stepwell bench`."""

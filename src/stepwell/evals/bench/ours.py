@@ -1,0 +1,106 @@
+"""Our side of the contest: the same questions, asked of an InferenceEngine through its events."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from stepwell.errors import PromptError
+from stepwell.evals.bench.peers.conversation import (
+    FIRST_PROMPT,
+    Timing,
+    random_ids,
+    random_prompts,
+)
+from stepwell.evals.bench.plan import Weights
+from stepwell.generate.engine import InferenceEngine
+from stepwell.generate.request import FinishedEvent, Request, SamplingParams
+from stepwell.model.hooks import Intervention
+from stepwell.model.transformer import Transformer
+from stepwell.model.weights import load_model
+
+
+class Ours:
+    """This package, with a model of its own on the CPU. A `Contestant`."""
+
+    name = "stepwell"
+
+    def __init__(self, directory: Path, weights: Weights) -> None:
+        self.directory, self.weights = directory, weights
+        self.model = load_model(directory, weights=weights)
+        self._engine = InferenceEngine(self.model)
+
+    def measure(
+        self,
+        rows: int,
+        prompt: int,
+        new: int,
+        seed: int,
+        interventions: Sequence[Intervention] = (),
+    ) -> Timing:
+        """Seconds of reading `rows` prompts, and of the `new - 1` tokens behind the first.
+
+        The latter are the time of `new` tokens less the time of one, as with the peers.
+        """
+        self.check_length(prompt + new)
+        prompts = random_prompts(seed, [prompt] * rows, self.model.config.vocab_size)
+        whole = seconds_of(self._engine, prompts, [new] * rows, interventions)
+        if new == 1:
+            return Timing(whole, 0.0)
+        first = seconds_of(self._engine, prompts, [1] * rows, interventions)
+        return Timing(first, whole - first)
+
+    def check_length(self, tokens: int) -> None:
+        """Raises PromptError where a sequence of so many tokens does not fit the context."""
+        context_length = self.model.config.context_length
+        if tokens > context_length:
+            raise PromptError(f"{tokens} tokens do not fit the context of {context_length}.")
+
+    def batch(self, requests: tuple[tuple[int, int], ...], seed: int) -> float:
+        """Seconds until the last of the requests, (prompt, new tokens) each, is answered."""
+        lengths, new = zip(*requests, strict=True)
+        prompts = random_prompts(seed, lengths, self.model.config.vocab_size)
+        return seconds_of(self._engine, prompts, new)
+
+    def load(self, seed: int) -> float:
+        """Seconds from the files to the first token of a short prompt."""
+        ids = random_ids(seed, FIRST_PROMPT, self.model.config.vocab_size)
+        begun = time.perf_counter()
+        first_token(load_model(self.directory, weights=self.weights), ids)
+        return time.perf_counter() - begun
+
+
+def first_token(model: Transformer, ids: Sequence[int]) -> None:
+    """Generates one token with a new engine."""
+    seconds_of(InferenceEngine(model), [ids], [1])
+
+
+def seconds_of(
+    engine: InferenceEngine,
+    prompts: Sequence[Sequence[int]],
+    new: Sequence[int],
+    interventions: Sequence[Intervention] = (),
+) -> float:
+    """Seconds until every prompt has its answer of so many tokens. Raises what ended one early.
+
+    No prompt is found in the prefix cache, though it may have been read before.
+    """
+    salt = secrets.token_hex(8)
+    requests = [
+        Request(
+            prompt_ids=tuple(ids),
+            sampling=SamplingParams(temperature=0.0, max_new_tokens=count, ignore_eos=True),
+            interventions=tuple(interventions),
+            cache_salt=f"{salt}-{index}",
+        )
+        for index, (ids, count) in enumerate(zip(prompts, new, strict=True))
+    ]
+    begun = time.perf_counter()
+    handles = [engine.submit(request) for request in requests]
+    for handle in handles:
+        for event in handle:
+            if isinstance(event, FinishedEvent) and event.error is not None:
+                raise event.error
+    return time.perf_counter() - begun
