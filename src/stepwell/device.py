@@ -6,7 +6,7 @@ is imported inside the functions, so that importing this module costs nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from stepwell.errors import ConfigError, DeviceError, suggest
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+WeightFormat = Literal["bf16", "int8"]
+"""How weights are kept: in bfloat16, or rounded to 8 bits."""
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:

@@ -85,7 +85,7 @@ WRONG = [
     ([*G, "abcd>", "--stream", "-n", "2"], 2, "--stream shows one answer"),
     ([*G, "abcd>", "--dtype", "int8"], 2, "bfloat16"),
     ([*G, "abcd>", "--threads", "-1"], 2, "threads is -1"),
-    ([*G, "abcd>", "--strict"], 2, "no flag --strict"),
+    ([*G, "abcd>", "--strictly"], 2, "no flag --strictly"),
     (["generate", HERE, "nowhere", "abcd>"], 1, "There is no directory"),
     (["generate", HERE, "good.jsonl", "abcd>"], 1, "is a file"),
     (["inspect", MODEL, "abcd>", "--out", "a.pdf"], 2, ".html or .png"),

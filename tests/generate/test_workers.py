@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from stepwell.errors import ConfigError, DeviceError, PromptError, WeightsError
@@ -56,6 +58,30 @@ def test_the_prompts_of_a_worker_that_dies_go_to_the_others(directory, small_chu
         pool._workers[1]._process.wait()
         with pytest.raises(DeviceError, match="Every worker process has ended"):
             pool.generate_batch(PROMPTS)
+
+
+def test_what_a_worker_gives_back_last_is_still_answered(directory, small_chunks):
+    expected = TextGenerator.load(directory, strict=True).generate_batch(PROMPTS, **SAMPLING)
+    with WorkerPool(directory, ["cpu", "cpu"], threads=1, strict=True) as pool:
+        first, second = pool._workers
+        others_are_done = threading.Event()
+        receive, receive_other = first.receive, second.receive
+
+        def die_late():
+            others_are_done.wait(60)
+            first._process.kill()
+            return receive()
+
+        def answer():
+            reply = receive_other()
+            waiting.discard(reply["number"])
+            if len(waiting) == 1:
+                others_are_done.set()
+            return reply
+
+        waiting = set(range(0, len(PROMPTS), 5))
+        first.receive, second.receive = die_late, answer
+        assert pool.generate_batch(PROMPTS, **SAMPLING) == expected
 
 
 def test_where_all_die_with_work_left_it_says_who(directory, small_chunks):

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from stepwell.config import Config, read_yaml, write_yaml
+from stepwell.device import WeightFormat
 from stepwell.errors import ConfigError, FormatError
 from stepwell.generate.request import SamplingParams
 
@@ -42,6 +43,7 @@ class StageConfig(Section):
 
     name: str = Field(min_length=1)
     model: str = Field(min_length=1, description="model directory, relative to the ladder file")
+    weights: WeightFormat | None = Field(None, description="int8: keep its matrices in 8 bits")
     train: dict[str, Any] | None = Field(None, description="how to make it: task, preset, steps")
 
 

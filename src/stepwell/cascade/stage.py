@@ -85,6 +85,11 @@ def load_stages(config: LadderConfig, root: str | Path, **options: Any) -> list[
     """
     rows = config.serving.max_rows
     return [
-        LocalStage.load(stage.name, Path(root) / stage.model, max_rows=rows, **options)
+        LocalStage.load(
+            stage.name,
+            Path(root) / stage.model,
+            max_rows=rows,
+            **{**options, "weights": options.get("weights") or stage.weights},
+        )
         for stage in config.stages
     ]

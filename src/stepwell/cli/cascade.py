@@ -83,7 +83,13 @@ def _load(ladder: Path, compute: ComputeFlags) -> Cascade:
 
     if compute.threads:
         set_threads(compute.threads)
-    return Cascade.load(ladder, device=compute.device, dtype=compute.dtype)
+    return Cascade.load(
+        ladder,
+        device=compute.device,
+        dtype=compute.dtype,
+        weights=compute.weights,
+        strict=compute.strict,
+    )
 
 
 def _answer(

@@ -65,11 +65,14 @@ class WorkerPool:
         left, and otherwise what a single generator raises.
         """
         run = _Run(prompts, sampling, progress)
-        threads = [threading.Thread(target=run.work, args=(each,)) for each in self._alive()]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        workers = self._alive()
+        while run.is_open and workers:  # again, where one died after the others had found no more
+            threads = [threading.Thread(target=run.work, args=(each,)) for each in workers]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            workers = [worker for worker in workers if worker.is_alive]
         return run.result()
 
     def close(self) -> None:
@@ -149,6 +152,11 @@ class _Run:
         self._error: StepwellError | None = None
         self._lock = threading.Lock()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there are prompts that somebody could answer."""
+        return bool(self._open) and isinstance(self._error, _EndedWorkerError | None)
+
     def work(self, worker: _Worker) -> None:
         """Let a worker answer chunk after chunk, until none is left or one of them fails."""
         for start in self._chunks():
@@ -174,8 +182,7 @@ class _Run:
     def _chunks(self) -> Iterator[int]:
         while True:
             with self._lock:
-                fatal = self._error is not None and not isinstance(self._error, _EndedWorkerError)
-                if not self._open or fatal:
+                if not self.is_open:
                     return
                 start = self._open.popleft()
             yield start

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from stepwell.config import write_json
-from stepwell.device import parse_dtype, pick_device
+from stepwell.device import WeightFormat, parse_dtype, pick_device
 from stepwell.errors import ConfigError, WeightsError, suggest
 from stepwell.model.config import ModelConfig
 from stepwell.model.config_json import read_config, read_dtype, write_config
@@ -37,8 +37,6 @@ from stepwell.model.quantize import QuantizedLinear, quantize_weights
 from stepwell.model.staging import staged
 from stepwell.model.tensor_files import write_safetensors
 from stepwell.model.transformer import Transformer
-
-WeightFormat = Literal["bf16", "int8"]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
