@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.request import SAMPLING_PRESETS, SamplingParams
 from stepwell.generate.text import TextGenerator
 
@@ -65,6 +66,39 @@ def test_a_stream_is_the_answer_in_pieces(run, trained) -> None:
     [answer] = run(*words, "--json").json["answers"]
     assert "".join(line["text"] for line in lines) == answer["text"]
     assert lines[-1]["answer"] == answer
+
+
+@pytest.mark.parametrize("flags", [(), ("--stream",)], ids=str)
+def test_a_draft_moves_no_token(run, trained, flags, monkeypatch) -> None:
+    submit, drafts = InferenceEngine.submit, []
+
+    def noting(self, request, *, draft=None, **how):  # type: ignore[no-untyped-def]
+        drafts.append(draft)
+        return submit(self, request, draft=draft, **how)
+
+    monkeypatch.setattr(InferenceEngine, "submit", noting)
+    words = ("generate", trained, PROMPT, "--seed", 3, *flags)
+    plain = run(*words).out
+    assert run(*words, "--draft", trained).out == plain
+    assert run(*words, "--draft", "lookup").out == plain
+    assert [type(draft).__name__ for draft in drafts] == ["NoneType", "Transformer", "str"]
+
+
+def test_a_file_of_answers_is_the_same_with_drafts(run, trained, tmp_path) -> None:
+    prompts, found = tmp_path / "prompts.jsonl", []
+    prompts.write_text('{"prompt": "abcd>"}\n{"prompt": "efgh>"}\n')
+    for draft in ((), ("--draft", trained), ("--draft", "lookup")):
+        target = tmp_path / f"answers {len(found)}.jsonl"
+        files = ("--input", prompts, "--output", target)
+        assert run("generate", trained, *files, "--seed", 3, *draft).code == 0
+        found.append(target.read_text())
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_draft_model_that_is_not_there_is_an_error(run, trained, tmp_path) -> None:
+    ended = run("generate", trained, PROMPT, "--draft", tmp_path / "nowhere")
+    assert ended.code != 0
+    assert "nowhere" in ended.err
 
 
 def test_echo_puts_the_prompt_before_the_answer(run, trained) -> None:

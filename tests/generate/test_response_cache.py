@@ -176,6 +176,7 @@ SOURCES: dict[str, list[Any]] = {
     "weights": ["plain", "int8", "int4"],
     "strict": [False, True],
     "adapter": [None, "a", "b"],
+    "draft": ["", "lookup"],
 }
 OTHERS: dict[str, list[Any]] = {
     "prompt_ids": [(1,), (1, 2), (12,), (2, 1)],
@@ -223,7 +224,9 @@ def test_no_field_that_shapes_an_answer_is_missing_here() -> None:
     assert set(PARAMS) == SamplingParams.model_fields.keys() - {"n"}
     assert set(SOURCES) == {field.name for field in fields(AnswerSource)}
     others = {field.name for kind in (AnswerKey, Request) for field in fields(kind)}
-    assert set(OTHERS) == others - {"source", "request", "sampling", "request_id", "deadline_s"}
+    assert set(OTHERS) == others - {
+        *("source", "request", "sampling", "request_id", "deadline_s", "choices")
+    }
 
 
 def test_requests_that_differ_in_one_field_never_share_a_key() -> None:

@@ -25,8 +25,8 @@ from stepwell.cascade.predictor import Predictor
 from stepwell.cascade.stage import Stage, load_stages
 from stepwell.cascade.stopping import Policy, Verdict
 from stepwell.errors import CascadeError, ConfigError, PromptError
+from stepwell.generate.batch import Progress
 from stepwell.generate.request import Completion
-from stepwell.generate.text import Progress
 
 SelectedOn = Literal["none", "answer"]
 

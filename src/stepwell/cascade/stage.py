@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 from stepwell.cascade.ladder import LadderConfig
 from stepwell.errors import CascadeError
+from stepwell.generate.batch import Progress
 from stepwell.generate.request import Completion
-from stepwell.generate.text import Progress, TextGenerator
+from stepwell.generate.text import TextGenerator
 from stepwell.model.fingerprint import model_fingerprint
 
 

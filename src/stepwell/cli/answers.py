@@ -21,6 +21,7 @@ from stepwell.errors import UsageError
 
 if TYPE_CHECKING:
     from stepwell.generate.request import SamplingParams
+    from stepwell.generate.speculative import DraftSource
     from stepwell.generate.text import TextGenerator
 
 BATCHES_AHEAD: Final = 4  # handed over at once: rows stay full, and a kill loses little
@@ -34,8 +35,12 @@ def answer_prompts(
     output: Output,
     *,
     fresh: bool,
+    draft: DraftSource | None = None,
 ) -> int:
-    """Answers every prompt of the first file into the second; the exit code."""
+    """Answers every prompt of the first file into the second; the exit code.
+
+    draft: what proposes tokens; it does not shape the answers.
+    """
     source, target = files
     assert source is not None
     assert target is not None
@@ -52,7 +57,7 @@ def answer_prompts(
         output.note(f"{target} holds all {len(prompts)} answers to this request already.")
         failed = 0
     else:
-        failed = _answer_rest(generator, params, prompts, file, output)
+        failed = _answer_rest(generator, params, prompts, file, output, draft)
     plain = {"output": str(target), "prompts": len(prompts), "failed": failed}
     output.result(plain, f"{len(prompts)} prompts answered in {target}")
     if failed:
@@ -81,6 +86,7 @@ def _answer_rest(
     prompts: Sequence[Prompt],
     file: AnswerFile,
     output: Output,
+    draft: DraftSource | None,
 ) -> int:
     """Answers the prompts that have none yet; the number of answers that failed, of all."""
     lines = file.begin()
@@ -92,7 +98,9 @@ def _answer_rest(
         while len(lines) < len(prompts):
             asked = prompts[len(lines) : len(lines) + chunk]
             texts = [prompt.text for prompt in asked]
-            answers = generator.generate_batch(texts, progress=progress, **dict(params))
+            answers = generator.generate_batch(
+                texts, draft=draft, progress=progress, **dict(params)
+            )
             progress.next_batch()
             new = [file.line(*pair) for pair in zip(asked, answers, strict=True)]
             file.append(new)

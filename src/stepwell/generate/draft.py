@@ -1,15 +1,17 @@
 """What to draft, and how much of it, where no model is asked: prompt lookup and the draft length.
 
-Owns the index in which a sequence looks up its own past, and the controller that weighs measured
-seconds against what is accepted. Times nothing, runs no model and verifies nothing.
+Owns the index in which a sequence looks up its own past, the means of measured seconds, and the
+controller that weighs them against what is accepted. Times nothing, runs no model and verifies
+nothing.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stepwell.errors import ConfigError, ShapeError
 
@@ -17,6 +19,9 @@ INITIAL_ACCEPTANCE = 0.7
 """What is believed before a token was verified: high enough to find out."""
 SHRINKAGE = 2.0
 """How many tokens the acceptance at all positions counts for at each single one."""
+MAX_DRAFT = 8
+RECENT = 0.2
+"""Share of a new measurement in the running mean."""
 
 
 class PromptLookup:
@@ -34,6 +39,9 @@ class PromptLookup:
         self._ids: list[int] = []
         self._followed_at: dict[tuple[int, ...], int] = {}
         self.extend(ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
     def extend(self, ids: Iterable[int]) -> None:
         """Append tokens that are final: the prompt's, then those that verification let stay."""
@@ -141,14 +149,17 @@ class DraftLength:
             for kept, tried in zip(self._kept, self._tried, strict=True)
         )
 
-    def choose(self, seconds: StepSeconds) -> int:
-        """The length to draft at this step; to be called once a step. Raises as `best_length`."""
+    def choose(self, seconds: StepSeconds, *, resuming: float = 0.0) -> int:
+        """The length to draft at this step; to be called once a step. Raises as `best_length`.
+
+        resuming: seconds that a drafter takes before its first token after a pause.
+        """
         best = best_length(self.acceptance, seconds)
         if best:
             self._paused = 0
             return best
         self._paused += 1
-        price = seconds.of(1) - seconds.of(0)
+        price = resuming + seconds.of(1) - seconds.of(0)
         return int(self._paused * self._probe_share * seconds.of(0) >= price)
 
     def observe(self, num_drafted: Sequence[int], num_accepted: Sequence[int]) -> None:
@@ -164,3 +175,74 @@ class DraftLength:
             for place in range(min(drafted, accepted + 1)):
                 self._tried[place] += 1
                 self._kept[place] += place < accepted
+
+
+class Seconds:
+    """Measured seconds by size: running means, and straight lines between the sizes measured.
+
+    A first measurement of a size may include what is only done once, so that a second one that is
+    shorter takes its place. One that took twice as long counts as no more than that.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []
+        self._means: list[float] = []
+        self._measured_once: set[int] = set()
+
+    def add(self, size: int, seconds: float) -> None:
+        """Take in a measurement."""
+        place = bisect.bisect_left(self._sizes, size)
+        if place == len(self._sizes) or self._sizes[place] != size:
+            self._sizes.insert(place, size)
+            self._means.insert(place, seconds)
+            self._measured_once.add(size)
+            return
+        mean = self._means[place]
+        if size in self._measured_once and seconds < mean:
+            self._means[place] = seconds
+        else:
+            self._means[place] += RECENT * (min(seconds, 2 * mean) - mean)
+        self._measured_once.discard(size)
+
+    def reaches(self, size: int) -> bool:
+        """Whether this size or a smaller one was measured."""
+        return bool(self._sizes) and self._sizes[0] <= size
+
+    def of(self, size: int) -> float:
+        """Seconds that this size takes, once any was measured; those of the smallest below it."""
+        place = bisect.bisect_left(self._sizes, size)
+        if place == len(self._sizes):
+            return self._means[-1] + self._slope() * (size - self._sizes[-1])
+        if place == 0 or self._sizes[place] == size:
+            return self._means[place]
+        share = (size - self._sizes[place - 1]) / (self._sizes[place] - self._sizes[place - 1])
+        return self._means[place - 1] + share * (self._means[place] - self._means[place - 1])
+
+    def _slope(self) -> float:
+        """Seconds that one more takes beyond the largest size measured.
+
+        The mean of all before; where only one was measured, as if half of it grew with size.
+        """
+        first, last = self._sizes[0], self._sizes[-1]
+        if first == last:
+            return self._means[0] / (2 * first)
+        return max(0.0, (self._means[-1] - self._means[0]) / (last - first))
+
+
+@dataclass
+class Pace:
+    """What is known of one drafter: how much of its drafts stays, and seconds a token by rows.
+
+    reading: seconds that it last took to read what it had not drafted itself.
+    """
+
+    length: DraftLength = field(default_factory=lambda: DraftLength(MAX_DRAFT))
+    seconds: Seconds = field(default_factory=Seconds)
+    reading: float = 0.0
+
+    def choose(self, rows: int, others: int, verify: Seconds) -> int:
+        """The best draft length for `rows` of a batch, beside others that draft nothing."""
+        lengths = range(MAX_DRAFT + 1)
+        seconds = tuple(verify.of(others + rows * (length + 1)) for length in lengths)
+        drafting = self.seconds.of(rows) if self.seconds.reaches(rows) else 0.0
+        return self.length.choose(StepSeconds(seconds, drafting), resuming=self.reading)

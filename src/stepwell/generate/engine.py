@@ -1,52 +1,37 @@
 """The inference engine: requests of token ids in, events out, all rows advanced together.
 
 A step admits waiting sequences, then runs forwards over prompts (in chunks) and over the rows that
-decode, samples where a row's tokens have all been computed, and ends what is finished. Rows finish
-and are replaced at any step. The noise of a token has an address, so company and order move no
-choice. What goes wrong with one request ends that request: the loop and the others go on.
+decode, samples where a row's tokens have all been computed, and ends what is finished. A row that
+decodes may carry a draft: then several tokens are verified in that forward, and its cache is rolled
+back to those that stay. Rows finish and are replaced at any step. The noise of a token has an
+address, so company, order and drafts move no choice. What goes wrong with one request ends that
+request: the loop and the others go on.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable, Iterable
-from collections.abc import Sequence as Series
+from collections.abc import Hashable, Iterable, Mapping
 from functools import cached_property
 
 import torch
 
-from stepwell.errors import (
-    CacheError,
-    ConfigError,
-    DeviceError,
-    HookError,
-    LogitsError,
-    PromptError,
-)
-from stepwell.generate.executor import (
-    Chunk,
-    Executor,
-    NativeExecutor,
-    TileExecutor,
-    TorchExecutor,
-)
+from stepwell.errors import ConfigError, LogitsError
+from stepwell.generate.executor import Chunk, Executors
+from stepwell.generate.limits import Limits
 from stepwell.generate.noise import lane_of
-from stepwell.generate.request import FinishReason, Request, SamplingParams, TokenEvent
-from stepwell.generate.sampler import Sampler
+from stepwell.generate.request import FinishReason, Request
+from stepwell.generate.sampler import Draft, Events, Sampler
 from stepwell.generate.scheduler import Scheduler
 from stepwell.generate.sequence import Handle, Sequence
+from stepwell.generate.speculative import DraftRule, DraftSource, Speculation
 from stepwell.model.blocks import BLOCK
-from stepwell.model.cache import KVCache
 from stepwell.model.fingerprint import model_fingerprint
-from stepwell.model.hooks import Intervention
-from stepwell.model.native import native_decoder
 from stepwell.model.transformer import Transformer
 
 PREFILL_CHUNK = 512
 PREFILL_BUDGET = 8192
-FEW_TOKENS = 32
-"""Up to this many tokens of prompts are computed by the kernels, not by torch."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +44,9 @@ class InferenceEngine:
     is interrupted raises, and all requests can go on from where they were.
 
     strict: a request's tokens and log-probabilities have the same bits in every company, however
-    its prompt was cut, cached or computed again; on a CPU only. `kv_cache_bytes` bounds what keys
-    and values may take: where it runs out, the youngest request waits and is computed again.
+    its prompt was cut, cached or computed again, with drafts and without; on a CPU only.
+    `kv_cache_bytes` bounds what keys and values may take: where it runs out, the youngest request
+    waits and is computed again. A draft model's own come on top, for at most as many tokens.
     `eos_ids` end an answer (the model's own by default), `newline_ids` are what the newline-run
     guard counts, `think_ids` are those of think_start and think_end, in this order.
     """
@@ -77,18 +63,31 @@ class InferenceEngine:
         think_ids: Iterable[int] = (),
     ) -> None:
         self.model = model.eval()
-        self.max_rows = _checked(max_rows)
+        self.strict, self.max_rows = strict, _checked(max_rows)
         self.eos_ids = frozenset(model.config.eos_ids if eos_ids is None else eos_ids)
         self.newline_ids = None if newline_ids is None else tuple(newline_ids)
         self.think_ids = tuple(think_ids)
-        special = (*self.eos_ids, *(self.newline_ids or ()), *self.think_ids)
-        self._check_ids(special, "end-of-sequence, newline and think tokens")
         self._sampler = Sampler(
             lambda: self.lane, newline_ids=self.newline_ids or (), think_ids=self.think_ids
         )
-        self._cache = model.new_cache(max_rows, num_blocks=_num_blocks(model, kv_cache_bytes))
+        num_blocks = _num_blocks(model, kv_cache_bytes)
+        self._cache = model.new_cache(max_rows, num_blocks=num_blocks)
+        self._limits = Limits(
+            model.config,
+            self._cache.blocks.total * BLOCK,
+            self.eos_ids,
+            self.newline_ids,
+            self.think_ids,
+        )
         self._executors = Executors(model, self._cache, strict=strict)
-        self._scheduler = Scheduler(self._cache)
+        self._speculation = Speculation(
+            self._sampler,
+            vocab_size=model.config.vocab_size,
+            strict=strict,
+            max_rows=max_rows,
+            num_blocks=num_blocks,
+        )
+        self._scheduler = Scheduler(self._cache, left=self._speculation.forget)
         self._deadlines: set[Handle] = set()
         self._most_tokens = PREFILL_BUDGET
 
@@ -107,28 +106,43 @@ class InferenceEngine:
         """How often a sequence had to give its place in the cache to an older one."""
         return self._scheduler.num_preempted
 
-    def check(self, request: Request) -> None:
+    def check(
+        self,
+        request: Request,
+        *,
+        draft: DraftSource | None = None,
+        draft_rule: DraftRule = "equality",
+    ) -> None:
         """Raises PromptError, HookError, CacheError or ConfigError for what cannot be run here."""
-        for intervention in request.interventions:
-            if not isinstance(intervention, Intervention):
-                kind = type(intervention).__name__
-                raise HookError(f"interventions is a list of interventions, {kind} is none.")
-            intervention.check(self.model.config)
-        self._check_prompt(request.prompt_ids)
-        self._check_sampling(request.sampling)
-        self._check_room(len(request.prompt_ids) + self._room(request))
+        self._limits.check(request)
+        self._speculation.check(draft, draft_rule)
 
-    def submit(self, request: Request) -> Handle:
-        """Queue a request; raises as `check` does."""
-        self.check(request)
+    def submit(
+        self,
+        request: Request,
+        *,
+        draft: DraftSource | None = None,
+        draft_rule: DraftRule = "equality",
+    ) -> Handle:
+        """Queue a request; raises as `check` does.
+
+        draft: a smaller model of the same vocabulary, or "lookup" (the request's own text so far),
+        that proposes tokens; the model verifies several in one forward. By the rule "equality" the
+        answer is the same as without; "rejection" keeps its distribution only, and may keep more of
+        a draft. Strict mode refuses it.
+        """
+        self.check(request, draft=draft, draft_rule=draft_rule)
+        drafter = self._speculation.drafter(draft)
         limit = request.deadline_s
         handle = Handle(
             request,
-            room=self._room(request),
+            room=self._limits.room(request),
             stop_ids=frozenset() if request.sampling.ignore_eos else self.eos_ids,
             drive=self.step,
             finish=self._finish,
             deadline=None if limit is None else time.monotonic() + limit,
+            drafter=drafter,
+            by_rejection=drafter is not None and draft_rule == "rejection",
         )
         if handle.deadline is not None:
             self._deadlines.add(handle)
@@ -148,60 +162,6 @@ class InferenceEngine:
             for batch in self._batches():
                 self._advance(batch)
         return list(moved)
-
-    def _room(self, request: Request) -> int:
-        """The most tokens that an answer can have."""
-        room = self.model.config.context_length - len(request.prompt_ids)
-        return min(request.sampling.max_new_tokens, room)
-
-    def _check_room(self, length: int) -> None:
-        needed, total = -(-(length - 1) // BLOCK), self._cache.blocks.total
-        if needed > total:
-            raise CacheError(
-                f"Prompt and answer may take {length} tokens, but the cache holds"
-                f" {total * BLOCK} in all.",
-                fix="ask for fewer new tokens, or raise kv_cache_bytes.",
-            )
-
-    def _check_prompt(self, prompt_ids: Series[int]) -> None:
-        context_length = self.model.config.context_length
-        if len(prompt_ids) >= context_length:
-            raise PromptError(
-                f"The prompt has {len(prompt_ids)} tokens, but the model's context holds"
-                f" {context_length} and the answer needs one of them.",
-                fix="shorten the prompt, or use a model with a longer context.",
-            )
-        vocab_size = self.model.config.vocab_size
-        foreign = [token for token in prompt_ids if not 0 <= token < vocab_size]
-        if foreign:
-            raise PromptError(
-                f"Token id {foreign[0]} is not in the model's vocabulary of {vocab_size}.",
-                fix="encode the prompt with the model's own tokenizer.",
-            )
-
-    def _check_sampling(self, params: SamplingParams) -> None:
-        self._check_ids(params.banned_tokens, "banned_tokens")
-        self._check_ids(params.forced_tokens, "forced_tokens")
-        if params.think_budget and not self.think_ids:
-            raise ConfigError(
-                f"think_budget is {params.think_budget}, but no think tokens are known.",
-                fix="use a tokenizer that declares the roles think_start and think_end.",
-            )
-        if params.newline_run_limit and self.newline_ids is None:
-            limit = params.newline_run_limit
-            raise ConfigError(
-                f"newline_run_limit is {limit}, but no newline tokens are known.",
-                fix="give the engine newline_ids.",
-            )
-
-    def _check_ids(self, ids: Iterable[int], name: str) -> None:
-        vocab_size = self.model.config.vocab_size
-        for token in ids:
-            if not 0 <= token < vocab_size:
-                raise ConfigError(
-                    f"{name}: {token} is no token, expected ids from 0 to {vocab_size - 1}.",
-                    fix="look the id up with this model's tokenizer.",
-                )
 
     def _end_late(self) -> list[Handle]:
         """End the requests whose time is up."""
@@ -247,22 +207,45 @@ class InferenceEngine:
             self._advance(batch[middle:])
 
     def _forward(self, batch: list[Sequence]) -> None:
-        """Run pending tokens of a batch through the model; sample where a row has none left."""
-        chunks = [_chunk(sequence) for sequence in batch]
+        """Run pending tokens and drafts of a batch; sample where a row has none left."""
+        decodes = len(batch[0].pending) == 1
+        drafts = self._propose(batch) if decodes else {}
+        chunks = [_chunk(each, drafts.get(each)) for each in batch]
+        begun = time.perf_counter()
+        sampled = self._run(batch, chunks, drafts)
+        if decodes:
+            self._speculation.observe(sampled, drafts, time.perf_counter() - begun)
+        for sequence, chunk in zip(batch, chunks, strict=True):
+            rejected = chunk.wanted - len(sampled.get(sequence, ()))
+            if rejected:
+                self._cache.truncate(sequence.row, self._cache.length(sequence.row) - rejected)
+            self._computed(sequence, len(chunk.ids) - rejected)
+        self._take(sampled)
+
+    def _propose(self, batch: list[Sequence]) -> dict[Sequence, Draft]:
+        """Drafts for rows that decode, as long as the cache has room for all of them."""
+        drafts = self._speculation.propose(batch)
+        if not drafts:
+            return {}
+        counts = [1 + len(drafts[each].ids) if each in drafts else 1 for each in batch]
+        return drafts if self._cache.has_room([each.row for each in batch], counts) else {}
+
+    def _run(
+        self, batch: list[Sequence], chunks: list[Chunk], drafts: Mapping[Sequence, Draft]
+    ) -> dict[Sequence, Events]:
+        """What comes next where logits are wanted. Raises with the cache as it was before."""
         starts = [self._cache.length(sequence.row) for sequence in batch]
         ready = [row for row, chunk in zip(batch, chunks, strict=True) if chunk.wanted]
         interventions = batch[0].request.interventions
         executor = self._executors.of(sum(len(chunk.ids) for chunk in chunks), bool(interventions))
         try:
             output = executor.run(chunks, interventions)
-            events = self._sampler.sample(ready, *output) if ready else []
+            sampled = self._sampler.verify(ready, drafts, *output) if ready else []
         except BaseException:  # also an interrupt: the step can then be taken again
             for sequence, start in zip(batch, starts, strict=True):
                 self._cache.truncate(sequence.row, start)
             raise
-        for sequence, chunk in zip(batch, chunks, strict=True):
-            self._computed(sequence, len(chunk.ids))
-        self._take(ready, events)
+        return dict(zip(ready, sampled, strict=True))
 
     def _computed(self, sequence: Sequence, count: int) -> None:
         """Note that the next `count` pending tokens are in the cache; share full prompt blocks."""
@@ -273,16 +256,18 @@ class InferenceEngine:
             full = min(prompt, end) // BLOCK
             self._cache.publish(sequence.row, sequence.handle.block_keys[:full])
 
-    def _take(self, ready: list[Sequence], events: list[TokenEvent | None]) -> None:
+    def _take(self, sampled: Mapping[Sequence, Events]) -> None:
         """Hand out what was sampled, and end the choices that are over."""
         ended: dict[Sequence, FinishReason] = {}
         errors: dict[Sequence, Exception] = {}
-        for sequence, event in zip(ready, events, strict=True):
-            reason = "error" if event is None else sequence.take(event)
-            if reason is not None:
-                ended[sequence] = reason
-            if event is None:
-                errors[sequence] = _no_token(sequence)
+        for sequence, events in sampled.items():
+            for event in events:
+                reason = "error" if event is None else sequence.take(event)
+                if event is None:
+                    errors[sequence] = _no_token(sequence)
+                if reason is not None:
+                    ended[sequence] = reason
+                    break
         if ended:
             self._finish(ended, errors)
 
@@ -309,36 +294,6 @@ class InferenceEngine:
         )
 
 
-class Executors:
-    """The executors that an engine has, and which of them computes what.
-
-    Raises DeviceError where strict generation is asked for and cannot be had.
-    """
-
-    def __init__(self, model: Transformer, cache: KVCache, *, strict: bool) -> None:
-        self.strict = strict
-        decoder = native_decoder(model)
-        self._native = None if decoder is None else NativeExecutor(decoder, cache)
-        self._torch: Executor = TorchExecutor(model, cache)
-        if strict:
-            _check_strict(model)
-            self._torch = TileExecutor(model, cache)
-
-    def of(self, num_tokens: int, hooked: bool) -> Executor:
-        """What computes a forward over so many tokens."""
-        few = self.strict or num_tokens <= FEW_TOKENS
-        return self._torch if hooked or self._native is None or not few else self._native
-
-
-def _check_strict(model: Transformer) -> None:
-    if model.device.type != "cpu":
-        raise DeviceError(
-            f"strict generation runs on a CPU; the model is on {model.device}, whose kernels give"
-            " a row other bits in other company.",
-            fix='use device="cpu", or leave strict out.',
-        )
-
-
 def _checked(max_rows: int) -> int:
     if max_rows < 1:
         raise ConfigError(f"max_rows is {max_rows}, expected 1 or more.")
@@ -361,9 +316,11 @@ def _num_blocks(model: Transformer, kv_cache_bytes: int | None) -> int | None:
     return kv_cache_bytes // block_bytes
 
 
-def _chunk(sequence: Sequence) -> Chunk:
-    """The next tokens of a sequence to compute; its logits are wanted after the last of all."""
+def _chunk(sequence: Sequence, draft: Draft | None) -> Chunk:
+    """The next tokens of a sequence to compute; logits are wanted from the last of its own on."""
     ids = sequence.pending[:PREFILL_CHUNK]
+    if draft is not None:
+        return Chunk(sequence.row, [*ids, *draft.ids], wanted=1 + len(draft.ids))
     return Chunk(sequence.row, ids, wanted=int(len(ids) == len(sequence.pending)))
 
 

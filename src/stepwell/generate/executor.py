@@ -17,13 +17,17 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from stepwell.errors import DeviceError
 from stepwell.model.blocks import BLOCK
 from stepwell.model.cache import KVCache
 from stepwell.model.cache_view import CacheView
 from stepwell.model.hooks import Hooks, Intervention
+from stepwell.model.native import native_decoder
 from stepwell.model.transformer import Transformer
 from stepwell.native.decoder import Decoder, Row
 
+FEW_TOKENS = 128
+"""Up to this many tokens at once are computed by the kernels, where torch is not faster yet."""
 ROWS_A_CALL = 64
 """Positions that the kernels take at once: more share each read of the weights, but wait longer."""
 
@@ -150,6 +154,36 @@ class TileExecutor:
         hidden_1TC = self._model.hidden(ids_1T, view=view, hooks=hooks)
         logits_1TV = self._model.logits(hidden_1TC, hooks=hooks, positions_BT=view.positions_BT)
         return logits_1TV[0, view.columns.stop - wanted : view.columns.stop].float()
+
+
+class Executors:
+    """The executors that an engine has, and which of them computes what.
+
+    Raises DeviceError where strict generation is asked for and cannot be had.
+    """
+
+    def __init__(self, model: Transformer, cache: KVCache, *, strict: bool) -> None:
+        self.strict = strict
+        decoder = native_decoder(model)
+        self._native = None if decoder is None else NativeExecutor(decoder, cache)
+        self._torch: Executor = TorchExecutor(model, cache)
+        if strict:
+            _check_strict(model)
+            self._torch = TileExecutor(model, cache)
+
+    def of(self, num_tokens: int, hooked: bool) -> Executor:
+        """What computes a forward over so many tokens."""
+        few = self.strict or num_tokens <= FEW_TOKENS
+        return self._torch if hooked or self._native is None or not few else self._native
+
+
+def _check_strict(model: Transformer) -> None:
+    if model.device.type != "cpu":
+        raise DeviceError(
+            f"strict generation runs on a CPU; the model is on {model.device}, whose kernels give"
+            " a row other bits in other company.",
+            fix='use device="cpu", or leave strict out.',
+        )
 
 
 def _padded(ids: Sequence[int], width: int) -> list[int]:

@@ -216,6 +216,7 @@ class Request:
     """A prompt and what to do with it. Lists of ids or interventions are taken and kept as tuples.
 
     cache_salt: requests find each other's prompts in the cache only where they have the same salt.
+    choices: which of the n answers to generate; all of them where None.
     deadline_s: seconds from submission after which what is not finished is ended ("timeout").
 
     Raises PromptError where the prompt is empty; ids are held against the vocabulary by the engine.
@@ -227,10 +228,15 @@ class Request:
     request_id: str = field(default_factory=lambda: secrets.token_hex(16))
     cache_salt: str = ""
     deadline_s: float | None = None
+    choices: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_ids", tuple(int(token) for token in self.prompt_ids))
         object.__setattr__(self, "interventions", tuple(self.interventions))
+        if self.choices is not None and not set(self.choices) <= set(range(self.sampling.n)):
+            raise ConfigError(
+                f"choices is {self.choices}, expected some of 0 to {self.sampling.n - 1}."
+            )
         if not self.prompt_ids:
             raise PromptError(
                 f"request {self.request_id}: the prompt holds no token, expected at least one.",

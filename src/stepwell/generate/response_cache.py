@@ -63,7 +63,8 @@ class AnswerSource:
     """What answers, the same for all requests to one generator.
 
     model, tokenizer and adapter are fingerprints. weights: plain, or the name of a quantization.
-    device: its kind, such as cpu, because another one rounds otherwise. strict: bits are promised.
+    device: its kind, because another one rounds otherwise. strict: bits are promised. draft: who
+    drafted, where that moves tokens (by the rejection rule).
     """
 
     model: str
@@ -77,6 +78,7 @@ class AnswerSource:
     weights: str = "plain"
     strict: bool = False
     adapter: str | None = None
+    draft: str = ""
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -9,6 +9,7 @@ addresses, so it goes on as if nothing had happened.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 
 from stepwell.errors import CacheFullError
 from stepwell.generate.sequence import Sequence
@@ -17,10 +18,13 @@ from stepwell.model.cache import KVCache
 
 
 class Scheduler:
-    """The sequences of an engine: those that wait, and those that run, in order of arrival."""
+    """The sequences of an engine: those that wait, and those that run, in order of arrival.
 
-    def __init__(self, cache: KVCache) -> None:
-        self._cache = cache
+    left: told of each sequence that gives up its row, for good or until it is started again.
+    """
+
+    def __init__(self, cache: KVCache, left: Callable[[Sequence], object] = lambda _: None) -> None:
+        self._cache, self._left = cache, left
         self._waiting: list[tuple[int, Sequence]] = []  # a heap; ended ones stay until they are met
         self._running: dict[Sequence, None] = {}
         self._arrivals = 0
@@ -49,7 +53,7 @@ class Scheduler:
             if sequence.finish_reason is not None:
                 continue
             sibling = _sibling(sequence)
-            if sibling is not None and not sibling.generated:
+            if sibling is not None and not self._holds_prompt(sibling):
                 passed.append(entry)
             elif not self._start(sequence, sibling):
                 passed.append(entry)
@@ -72,8 +76,11 @@ class Scheduler:
         held = [sequence for sequence in sequences if sequence.row >= 0]
         self._cache.release(*(sequence.row for sequence in held))
         for sequence in held:
-            sequence.row = -1
-            self._running.pop(sequence)
+            self._leave(sequence)
+
+    def _holds_prompt(self, sequence: Sequence) -> bool:
+        """Whether its whole prompt is in the cache: not yet, where it was preempted and is back."""
+        return self._cache.length(sequence.row) >= len(sequence.request.prompt_ids)
 
     def _start(self, sequence: Sequence, sibling: Sequence | None) -> bool:
         """Whether the sequence could be given a row, and blocks enough to begin with."""
@@ -108,12 +115,16 @@ class Scheduler:
         sequence.row = row
         self._running[sequence] = None
 
+    def _leave(self, sequence: Sequence) -> None:
+        sequence.row = -1
+        self._running.pop(sequence)
+        self._left(sequence)
+
     def _preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's row; it waits for another, with all its tokens to compute."""
         self._cache.release(sequence.row)
-        sequence.row = -1
-        sequence.pending = (*sequence.request.prompt_ids, *sequence.generated)
-        self._running.pop(sequence)
+        self._leave(sequence)
+        sequence.pending = sequence.since(0)
         self.num_preempted += 1
         heapq.heappush(self._waiting, (sequence.arrival, sequence))
 

@@ -9,11 +9,45 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Series
 from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
+from stepwell.generate.noise import Purpose
 from stepwell.generate.prefix import block_keys, root_key
 from stepwell.generate.request import Event, FinishedEvent, FinishReason, Request, TokenEvent, Usage
+from stepwell.generate.sampling import History
+
+if TYPE_CHECKING:
+    from stepwell.generate.drafters import Drafter
+
+
+class Place(Protocol):
+    """Where a token can be sampled: a sequence, or a sequence some tokens ahead."""
+
+    @property
+    def handle(self) -> Handle:
+        """Of the request."""
+
+    @property
+    def request(self) -> Request:
+        """What is asked for."""
+
+    @property
+    def choice(self) -> int:
+        """Which of the request's answers."""
+
+    @property
+    def position(self) -> int:
+        """Position of the token to be sampled, counted from the start of the prompt."""
+
+    @property
+    def purpose(self) -> Purpose:
+        """What the token's noise is drawn for."""
+
+    def history(self) -> History:
+        """The tokens before it."""
 
 
 class Sequence:
@@ -22,12 +56,12 @@ class Sequence:
     At first those are the prompt; after that, the token sampled last. A sequence is sampled from
     when its pending tokens have all gone through the model. `row` is its cache row while it runs,
     else -1; `arrival` its place in the queue; `num_cached` how many tokens of the prompt it found
-    in the cache. `buffer` is the sampler's: the tokens so far as a tensor, where it looks back.
+    in the cache.
     """
 
     __slots__ = (
+        "_buffer",
         "arrival",
-        "buffer",
         "choice",
         "finish_reason",
         "generated",
@@ -37,6 +71,7 @@ class Sequence:
         "request",
         "row",
     )
+    purpose = Purpose.SAMPLE
 
     def __init__(self, handle: Handle, choice: int) -> None:
         self.handle = handle
@@ -44,7 +79,7 @@ class Sequence:
         self.choice = choice
         self.pending: Series[int] = handle.request.prompt_ids
         self.generated: list[int] = []
-        self.buffer: Tensor | None = None
+        self._buffer: Tensor | None = None  # the tokens so far, where sampling looks back
         self.row = self.arrival = -1
         self.num_cached = 0
         self.finish_reason: FinishReason | None = None
@@ -56,12 +91,52 @@ class Sequence:
 
     def take(self, event: TokenEvent) -> FinishReason | None:
         """Append a sampled token and report it; returns why the sequence ends with it, or None."""
+        if self._buffer is not None:
+            self._buffer[self.position] = event.token_id
         self.generated.append(event.token_id)
         self.pending = (event.token_id,)
         self.handle.emit(event)
         if event.token_id in self.handle.stop_ids:
             return "stop"
         return "length" if len(self.generated) >= self.handle.room else None
+
+    def since(self, position: int) -> Series[int]:
+        """The tokens from a position on, the prompt's and the answer's."""
+        prompt_ids = self.request.prompt_ids
+        if position >= len(prompt_ids):
+            return self.generated[position - len(prompt_ids) :]
+        return (*prompt_ids[position:], *self.generated)
+
+    def history(self, drafted: Series[int] = ()) -> History:
+        """The tokens so far and drafted ones behind them, in a buffer that the next call shares."""
+        num_prompt = len(self.request.prompt_ids)
+        if self._buffer is None:
+            self._buffer = torch.empty(num_prompt + self.handle.room, dtype=torch.int64)
+            self._buffer[: self.position] = torch.tensor(self.since(0))
+        end = self.position + len(drafted)
+        if drafted:
+            self._buffer[self.position : end] = torch.tensor(drafted)
+        return History(self._buffer[:end], num_prompt)
+
+
+class Ahead:
+    """A sequence as it will stand if it goes on with `drafted`.
+
+    Several of one sequence can be sampled together if the longest draft begins with all others.
+    """
+
+    __slots__ = ("_sequence", "choice", "drafted", "handle", "position", "purpose", "request")
+
+    def __init__(
+        self, sequence: Sequence, drafted: Series[int], purpose: Purpose = Purpose.SAMPLE
+    ) -> None:
+        self._sequence, self.drafted, self.purpose = sequence, drafted, purpose
+        self.handle, self.request, self.choice = sequence.handle, sequence.request, sequence.choice
+        self.position = sequence.position + len(drafted)
+
+    def history(self) -> History:
+        """The sequence's tokens, then the drafted ones."""
+        return self._sequence.history(self.drafted)
 
 
 class Handle:
@@ -70,6 +145,7 @@ class Handle:
     Iterating drives the whole engine, so the other requests advance with this one.
     room: the most tokens each choice may get. stop_ids: token ids that end a choice.
     deadline: when choices that have not ended yet are ended, by `time.monotonic`.
+    drafter: who drafts for it; by_rejection: whether by the rejection rule.
     """
 
     def __init__(
@@ -81,10 +157,14 @@ class Handle:
         drive: Callable[[], object],
         finish: Callable[[dict[Sequence, FinishReason]], None],
         deadline: float | None = None,
+        drafter: Drafter | None = None,
+        by_rejection: bool = False,
     ) -> None:
+        self.drafter, self.by_rejection = drafter, by_rejection
         self.request, self.room, self.stop_ids = request, room, stop_ids
         self.deadline = deadline
-        self.sequences = [Sequence(self, choice) for choice in range(request.sampling.n)]
+        asked = range(request.sampling.n) if request.choices is None else request.choices
+        self.sequences = [Sequence(self, choice) for choice in asked]
         self.forward_key = tuple(
             (type(intervention).__name__, intervention.fingerprint)
             for intervention in request.interventions
@@ -119,7 +199,7 @@ class Handle:
 
     def cancel(self, choice: int | None = None) -> None:
         """End one choice, or all of them, and free what they hold. Ended ones stay as they are."""
-        asked = self.sequences if choice is None else [self.sequences[choice]]
+        asked = [each for each in self.sequences if choice in (None, each.choice)]
         self._finish({each: "cancelled" for each in asked if each.finish_reason is None})
 
     def emit(self, event: TokenEvent) -> None:

@@ -10,39 +10,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
+from stepwell.device import WeightFormat
 from stepwell.errors import ConfigError, PromptError, suggest
+from stepwell.generate.batch import Batch, Kept, Progress, Submit, feed, transcripts_of
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.record import Chosen, Recording, record
-from stepwell.generate.request import (
-    Completion,
-    Event,
-    FinishedEvent,
-    Request,
-    SamplingParams,
-    TokenEvent,
-)
-from stepwell.generate.sequence import Handle
-from stepwell.generate.transcript import Transcript
+from stepwell.generate.request import Completion, Request, SamplingParams
+from stepwell.generate.response_cache import AnswerSource, ResponseCache
+from stepwell.generate.speculative import DraftRule, DraftSource
+from stepwell.model.fingerprint import model_fingerprint
 from stepwell.model.forward import AttentionImplementation
 from stepwell.model.hooks import Intervention
 from stepwell.model.json_keys import read_json
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import load_model, locate
+from stepwell.native.library import load as load_kernels
 from stepwell.text.tokenizer import Tokenizer
 
 LongPrompt = Literal["error", "slide"]
-
-
-class Progress(Protocol):
-    """Told how many tokens a batch has produced, and how many of its answers are finished."""
-
-    def update(self, finished: int, tokens: int) -> None:
-        """Called after every step of the engine."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +48,8 @@ class Piece:
 class TextGenerator:
     """Generates text from one model. Keyword arguments of its verbs are fields of SamplingParams.
 
+    draft, of its verbs: a smaller model with the same tokenizer, or "lookup", which proposes tokens
+    that the model verifies, for the same answer in less time (see InferenceEngine.submit).
     strict: an answer has the same bits in every company (see InferenceEngine).
     defaults: sampling parameters where a call gives none. One answer is given where a call does not
     ask for more, except by `generate_batch`, which follows the defaults in this too.
@@ -101,18 +94,20 @@ class TextGenerator:
         *,
         dtype: str | torch.dtype | None = None,
         device: str = "auto",
+        weights: WeightFormat | None = None,
         mmap: bool = True,
         attention: AttentionImplementation = "auto",
         **options: Any,
     ) -> TextGenerator:
         """The model, tokenizer and sampling defaults of a model directory or Hub id.
 
-        What generation_config.json says goes before config.json. `options` are those of the class.
+        What generation_config.json says goes before config.json. dtype, device, weights and mmap
+        are those of `load_model`; `options` are those of the class.
         """
         directory = locate(source)
         path = directory / "generation_config.json"
         declared = read_json(path) if path.is_file() else {}
-        model = load_model(directory, dtype=dtype, device=device, mmap=mmap)
+        model = load_model(directory, dtype=dtype, device=device, weights=weights, mmap=mmap)
         model.attention_implementation = attention
         own = {
             "defaults": SamplingParams.from_generation_config(declared, where=str(path)),
@@ -125,6 +120,8 @@ class TextGenerator:
         prompt: str,
         *,
         interventions: Series[Intervention] = (),
+        draft: DraftSource | None = None,
+        draft_rule: DraftRule = "equality",
         echo: bool = False,
         **sampling: Any,
     ) -> Completion:
@@ -137,32 +134,46 @@ class TextGenerator:
             raise ConfigError(
                 f"generate gives one answer, n is {params.n}.", fix="use generate_batch."
             )
-        [[answer]] = self._run([prompt], params, interventions, echo)
-        if answer.error is not None:
-            raise answer.error
-        return answer.finished
+        submit = partial(self.engine.submit, draft=draft, draft_rule=draft_rule)
+        batch = Batch(self.engine, self.tokenizer, submit)
+        requests = self._requests([prompt], params, interventions)
+        [[answer]] = batch.answer(requests, [prompt if echo else ""])
+        for error in batch.errors:
+            raise error
+        return answer
 
     def generate_batch(
         self,
         prompts: Series[str],
         *,
         interventions: Series[Intervention] = (),
+        draft: DraftSource | None = None,
+        draft_rule: DraftRule = "equality",
         echo: bool = False,
+        cache: ResponseCache | None = None,
         progress: Progress | None = None,
         **sampling: Any,
     ) -> list[list[Completion]]:
         """The n answers to each prompt, prompts in the order given.
 
+        cache: where answers are kept as they finish, and those that are there are not made again.
         An answer that fails ends with finish_reason "error" and has the `error`; the others go on.
         """
-        answers = self._run(prompts, self._params(sampling), interventions, echo, progress)
-        return [[choice.finished for choice in choices] for choices in answers]
+        submit = partial(self.engine.submit, draft=draft, draft_rule=draft_rule)
+        if isinstance(prompts, str):
+            raise PromptError("A batch is a list of prompts, not one text.", fix="use [prompt].")
+        kept = None if cache is None else Kept(cache, self._source(draft, draft_rule))
+        batch = Batch(self.engine, self.tokenizer, submit, kept=kept, progress=progress)
+        requests = self._requests(prompts, self._params(sampling), interventions)
+        return batch.answer(requests, [prompt if echo else "" for prompt in prompts])
 
     def generate_stream(
         self,
         prompt: str,
         *,
         interventions: Series[Intervention] = (),
+        draft: DraftSource | None = None,
+        draft_rule: DraftRule = "equality",
         echo: bool = False,
         **sampling: Any,
     ) -> Iterator[Piece]:
@@ -174,8 +185,9 @@ class TextGenerator:
         """
         params = self._params(sampling, single=True)
         [request] = self._requests([prompt], params, interventions)
-        self.engine.check(request)
-        return self._stream(request, prompt if echo else "")
+        self.engine.check(request, draft=draft, draft_rule=draft_rule)
+        submit = partial(self.engine.submit, draft=draft, draft_rule=draft_rule)
+        return self._stream(submit, request, prompt if echo else "")
 
     def tokens(self, text: str) -> list[str]:
         """The text's tokens as a person would read them."""
@@ -238,93 +250,40 @@ class TextGenerator:
             return tuple(ids)
         return tuple(ids[-max(context - params.max_new_tokens, context // 2) :])
 
-    def _stream(self, request: Request, prefix: str) -> Iterator[Piece]:
-        handle = self.engine.submit(request)
-        transcripts = self._transcripts(handle, prefix, stream=True)
+    def _stream(self, submit: Submit, request: Request, prefix: str) -> Iterator[Piece]:
+        handle = submit(request)
+        transcripts = transcripts_of(handle, self.tokenizer, prefix, stream=True)
         try:
             if prefix:
-                yield from (Piece(prefix, choice) for choice in range(len(transcripts)))
+                yield from (Piece(prefix, choice) for choice in transcripts)
             for event in handle:
                 transcript = transcripts[event.choice]
-                text = _feed(handle, transcript, event)
+                text = feed(handle, transcript, event)
                 if text or transcript.completion is not None:
                     yield Piece(text, event.choice, transcript.completion)
         finally:
             handle.cancel()
 
-    def _run(
-        self,
-        prompts: Series[str],
-        params: SamplingParams,
-        interventions: Series[Intervention],
-        echo: bool,
-        progress: Progress | None = None,
-    ) -> list[list[Transcript]]:
-        """The answers to each prompt. Nothing of them is left in the engine, whatever happens."""
-        if isinstance(prompts, str):
-            raise PromptError("A batch is a list of prompts, not one text.", fix="use [prompt].")
-        open_answers: dict[Handle, list[Transcript]] = {}
-        try:
-            requests = self._requests(prompts, params, interventions)
-            for number, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
-                handle = self._submit(request, f"Prompt {number}: " if len(prompts) > 1 else "")
-                prefix = prompt if echo else ""
-                open_answers[handle] = self._transcripts(handle, prefix, stream=False)
-            answers = list(open_answers.values())
-            self._drive(open_answers, progress)
-        finally:
-            for handle in open_answers:
-                handle.cancel()
-        return answers
-
-    def _submit(self, request: Request, where: str) -> Handle:
-        """Queue a request. Raises as the engine does, a PromptError with `where` before it."""
-        try:
-            return self.engine.submit(request)
-        except PromptError as error:
-            raise PromptError(where + error.problem, fix=error.fix) from None
-
-    def _transcripts(self, handle: Handle, prefix: str, *, stream: bool) -> list[Transcript]:
-        request = handle.request
-        return [
-            Transcript(
-                self.tokenizer,
-                request.prompt_ids,
-                stop_ids=handle.stop_ids,
-                stops=request.sampling.stop,
-                stream=stream,
-                prefix=prefix,
-            )
-            for _ in handle.sequences
-        ]
-
-    def _drive(
-        self, open_answers: dict[Handle, list[Transcript]], progress: Progress | None
-    ) -> None:
-        """Step the engine until all these requests are finished, removing each one that is."""
-        finished = tokens = 0
-        while open_answers:
-            for handle in self.engine.step():
-                if handle not in open_answers:
-                    continue
-                for event in handle.drain():
-                    _feed(handle, open_answers[handle][event.choice], event)
-                    finished += isinstance(event, FinishedEvent)
-                    tokens += isinstance(event, TokenEvent)
-                if handle.is_finished:
-                    del open_answers[handle]
-            if progress is not None:
-                progress.update(finished, tokens)
+    def _source(self, draft: DraftSource | None, draft_rule: DraftRule) -> AnswerSource:
+        """What answers here, as the key of a kept answer names it; weights are hashed anew."""
+        kernels = load_kernels() if self.engine.strict else None
+        by_rejection = draft is not None and draft_rule == "rejection"
+        return AnswerSource(
+            model=model_fingerprint(self.model),
+            tokenizer=self.tokenizer.fingerprint,
+            dtype=str(self.model.dtype),
+            device=" ".join((self.model.device.type, kernels.build_id if kernels else "")),
+            attention=self.model.attention_implementation,
+            eos_ids=self.engine.eos_ids,
+            newline_ids=self.engine.newline_ids,
+            think_ids=self.engine.think_ids,
+            strict=self.engine.strict,
+            draft=_named(draft) if by_rejection else "",
+        )
 
 
-def _feed(handle: Handle, transcript: Transcript, event: Event) -> str:
-    """Give an event to its transcript; ends the choice where a stop string is complete."""
-    if isinstance(event, FinishedEvent):
-        return transcript.finish(event)
-    text = transcript.push(event)
-    if transcript.reached_stop:
-        handle.cancel(event.choice)
-    return text
+def _named(draft: DraftSource | None) -> str:
+    return model_fingerprint(draft) if isinstance(draft, Transformer) else str(draft)
 
 
 def _check(model: Transformer, tokenizer: Tokenizer, long_prompt: str) -> None:

@@ -72,6 +72,16 @@ def verify_by_equality(
     return Verified(num_accepted_B, sampled_N[packing.firsts + num_accepted_B])
 
 
+def num_equal(draft: Sequence[int], sampled: Sequence[int]) -> int:
+    """How many tokens of a draft stay by equality, where what the target samples is known already.
+
+    Those before the first that differs, or for which nothing is sampled.
+    """
+    pairs = enumerate(zip(draft, sampled, strict=False))
+    known = min(len(draft), len(sampled))
+    return next((place for place, (token, own) in pairs if token != own), known)
+
+
 def verify_by_rejection(
     target_NV: Tensor,
     drafts: Sequence[Sequence[int]],

@@ -19,8 +19,8 @@ from typing import Any, Self
 
 from stepwell import errors
 from stepwell.errors import ConfigError, DeviceError, StepwellError
+from stepwell.generate.batch import Progress
 from stepwell.generate.request import Completion, Usage
-from stepwell.generate.text import Progress
 
 CHUNK = 64
 """Prompts that a worker takes at once: enough to fill its rows, few enough to share them out."""

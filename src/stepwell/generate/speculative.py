@@ -1,0 +1,172 @@
+"""Speculation: which rows get a draft, from whom and how long, and whether that pays.
+
+Owns the drafters of an engine and its measurements. A draft is a guess that the engine verifies: it
+can make an answer slow, never wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence as Series
+from typing import Final, Literal, get_args
+
+from stepwell.errors import ConfigError, suggest
+from stepwell.generate.draft import Seconds
+from stepwell.generate.drafters import Drafter, LookupDrafter, ModelDrafter
+from stepwell.generate.sampler import NO_DRAFT, Draft, Events, Sampler
+from stepwell.generate.sequence import Sequence
+from stepwell.model.transformer import Transformer
+
+LOOKUP: Final = "lookup"
+DraftSource = Transformer | Literal["lookup"]
+"""A smaller model of the same vocabulary, or the sequence's own past."""
+DraftRule = Literal["equality", "rejection"]
+
+logger = logging.getLogger(__name__)
+
+
+class Speculation:
+    """The drafters of an engine, and what it has measured.
+
+    vocab_size: the target's. strict, max_rows and num_blocks are those of the engine and its cache.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        *,
+        vocab_size: int,
+        strict: bool,
+        max_rows: int,
+        num_blocks: int | None,
+    ) -> None:
+        self._sampler, self._vocab_size = sampler, vocab_size
+        self._strict, self._max_rows, self._num_blocks = strict, max_rows, num_blocks
+        self._drafters: dict[DraftSource, Drafter] = {}
+        self._verify = {hooked: Seconds() for hooked in (False, True)}
+        self._failed: set[Sequence] = set()
+
+    def check(self, source: DraftSource | None, rule: DraftRule) -> None:
+        """Raises ConfigError for what cannot draft here.
+
+        That is a model of another vocabulary, what is neither source nor rule, and a rule that does
+        not keep what strict mode promises.
+        """
+        if source is not None:
+            self._check_source(source)
+        if rule not in get_args(DraftRule):
+            raise ConfigError(f"draft_rule is {rule!r}. {suggest(rule, get_args(DraftRule))}")
+        if self._strict and rule == "rejection":
+            raise ConfigError(
+                "The rejection rule keeps an answer's distribution but not its tokens, which strict"
+                " mode promises.",
+                fix='use draft_rule="equality", or leave strict out.',
+            )
+
+    def drafter(self, source: DraftSource | None) -> Drafter | None:
+        """Who drafts from a source. A new one takes the place of those that hold nothing."""
+        if source is None:
+            return None
+        if source not in self._drafters:
+            drafter = self._made(source)
+            for other in [each for each, known in self._drafters.items() if known.is_idle]:
+                del self._drafters[other]
+            self._drafters[source] = drafter
+        return self._drafters[source]
+
+    def propose(self, batch: Series[Sequence]) -> dict[Sequence, Draft]:
+        """Drafts for rows of a batch that decodes; none for rows that better go without."""
+        if not self._drafters:
+            return {}
+        groups: dict[Drafter, list[Sequence]] = {}
+        for sequence in batch:
+            drafter = sequence.handle.drafter
+            if drafter is not None and _most(sequence) and sequence not in self._failed:
+                groups.setdefault(drafter, []).append(sequence)
+        measured = self._verify[_hooked(batch)]
+        if not measured.reaches(len(batch)):
+            return {}
+        drafts: dict[Sequence, Draft] = {}
+        for drafter, rows in groups.items():
+            length = drafter.pace.choose(len(rows), len(batch) - len(rows), measured)
+            if length:
+                drafts |= self._ask(drafter, rows, length)
+        return drafts
+
+    def observe(
+        self, sampled: Mapping[Sequence, Events], drafts: Mapping[Sequence, Draft], seconds: float
+    ) -> None:
+        """Learn from a step of rows that decode: what stayed of each draft, and what it took."""
+        if not self._drafters:
+            return
+        batch = list(sampled)
+        num_drafted = [len(drafts.get(each, NO_DRAFT).ids) for each in batch]
+        self._verify[_hooked(batch)].add(len(batch) + sum(num_drafted), max(seconds, 1e-9))
+        results: dict[Drafter, list[tuple[int, int]]] = {}
+        for sequence, drafted in zip(batch, num_drafted, strict=True):
+            drafter = sequence.handle.drafter
+            if drafter is not None:
+                accepted = len(sampled[sequence]) - 1
+                results.setdefault(drafter, []).append((drafted, accepted))
+        for drafter, pairs in results.items():
+            drafter.pace.length.observe(*zip(*pairs, strict=True))
+
+    def forget(self, sequence: Sequence) -> None:
+        """Free what is held for a sequence that no longer runs."""
+        self._failed.discard(sequence)
+        if sequence.handle.drafter is not None:
+            sequence.handle.drafter.forget(sequence)
+
+    def _ask(self, drafter: Drafter, rows: list[Sequence], length: int) -> dict[Sequence, Draft]:
+        """Drafts of such a length. No request fails for want of one: rows go on without."""
+        try:
+            begun = time.perf_counter()
+            ready = drafter.ready(rows)
+            read = time.perf_counter()
+            drafts = drafter.propose({each: min(length, _most(each)) for each in ready})
+        except Exception as error:  # of whatever kind: the model itself needs no draft
+            message = "Drafting failed, %d rows go on without: %s"
+            logger.warning(message, len(rows), error, exc_info=True)
+            self._failed.update(rows)
+            return {}
+        drafter.pace.reading = read - begun
+        longest = max((len(draft.ids) for draft in drafts.values()), default=0)
+        if longest:
+            drafter.pace.seconds.add(len(ready), (time.perf_counter() - read) / longest)
+        return drafts
+
+    def _made(self, source: DraftSource) -> Drafter:
+        if not isinstance(source, Transformer):
+            return LookupDrafter()
+        return ModelDrafter(
+            source,
+            self._sampler,
+            strict=self._strict,
+            max_rows=self._max_rows,
+            num_blocks=self._num_blocks,
+        )
+
+    def _check_source(self, source: DraftSource) -> None:
+        if not isinstance(source, Transformer):
+            if source != LOOKUP:
+                raise ConfigError(
+                    f"draft is {source!r}, expected a model or {LOOKUP!r}.",
+                    fix="load the draft model with load_model.",
+                )
+        elif source.config.vocab_size != self._vocab_size:
+            raise ConfigError(
+                f"The draft model has a vocabulary of {source.config.vocab_size} tokens, the model"
+                f" one of {self._vocab_size}.",
+                fix="draft with a model that has the same tokenizer.",
+            )
+
+
+def _most(sequence: Sequence) -> int:
+    """The longest draft that is of use: verifying it yields a token more."""
+    return sequence.handle.room - len(sequence.generated) - 1
+
+
+def _hooked(batch: Series[Sequence]) -> bool:
+    return bool(batch[0].request.interventions)
