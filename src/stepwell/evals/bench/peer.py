@@ -116,7 +116,7 @@ class Peer:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            with killed_after(self._limit_s, process) as was_late:
+            with awake(process), killed_after(self._limit_s, process) as was_late:
                 process.stdin.write(json.dumps(plain).encode() + b"\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
@@ -150,8 +150,27 @@ class Peer:
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """Kills a process that leads a group, and the whole group, also where itself is gone."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    signal_group(process, "SIGKILL")
+
+
+@contextmanager
+def awake(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """While this lasts the process group runs; afterwards it stands still.
+
+    Else one that waits by spinning would take a core from those whose turn it is.
+    """
+    signal_group(process, "SIGCONT")
+    try:
+        yield
+    finally:
+        signal_group(process, "SIGSTOP")
+
+
+def signal_group(process: subprocess.Popen[bytes], name: str) -> None:
+    """Sends a signal to the group that a process leads, where the system has such signals."""
+    if hasattr(signal, name):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, getattr(signal, name))
 
 
 @contextmanager

@@ -42,50 +42,40 @@ INLINE Ints dot_group(const uint8_t *w, const int8_t *x, const int32_t *offset) 
 #endif
 }
 
-template <int W, int X>
-INLINE void outputs_int8(const stepwell_linear &layer, int32_t first, int32_t count, const Operand &x, int32_t row,
-                         float *out, int64_t out_stride) {
-    const int64_t groups = groups_of(layer.inputs);
-    const uint8_t *w[W];
-    const float *w_scale[W];
-    for (int i = 0; i < W; ++i) {
-        const int64_t output = first + (i < count ? i : count - 1);
-        w[i] = static_cast<const uint8_t *>(layer.weight) + output * groups * GROUP;
-        w_scale[i] = layer.scale + output * groups;
+// Weights and inputs as integers, a group of either at a step. Rows are padded to whole groups.
+struct INT8 {
+    static constexpr int STEP = GROUP;
+    using Weight = uint8_t;
+    struct WeightRow {
+        const uint8_t *data;
+        const float *scale;
+    };
+    struct InputRow {
+        const int8_t *data;
+        const float *scale;
+        const int32_t *offset;
+    };
+    INLINE WeightRow weight_row(const stepwell_linear &layer, int64_t output) {
+        const int64_t group = output * groups_of(layer.inputs);
+        return {static_cast<const uint8_t *>(layer.weight) + group * GROUP, layer.scale + group};
     }
-    const int8_t *input = static_cast<const int8_t *>(x.data) + row * x.stride;
-    const float *x_scale = x.scale + row * groups;
-    const int32_t *offset = x.offset + row * groups * LANES;
-    Floats sums[X][W] = {};
-    for (int64_t g = 0; g < groups; ++g) {
-#pragma GCC unroll 4
-        for (int j = 0; j < X; ++j) {
-            const Floats scale = splat(x_scale[j * groups + g]);
-#pragma GCC unroll 8
-            for (int i = 0; i < W; ++i) {
-                const Ints exact = dot_group(w[i] + g * GROUP, input + j * x.stride + g * GROUP,
-                                             offset + (j * groups + g) * LANES);
-                sums[j][i] = fma(__builtin_convertvector(exact, Floats), scale * splat(w_scale[i][g]), sums[j][i]);
-            }
-        }
+    INLINE InputRow input_row(const Operand &x, int64_t row) {
+        const int64_t group = row * x.stride / GROUP;
+        return {static_cast<const int8_t *>(x.data) + group * GROUP, x.scale + group, x.offset + group * LANES};
     }
-    float all[X][W];
-    for (int j = 0; j < X; ++j) {
-        for (int i = 0; i < W; i += 4)
-            sum4(sums[j][i], sums[j][i + 1], sums[j][i + 2], sums[j][i + 3], all[j] + i);
-        memcpy(out + j * out_stride, all[j], (count < W ? count : W) * sizeof(float));
+    INLINE const char *address(const WeightRow &row) { return reinterpret_cast<const char *>(row.data); }
+    INLINE int32_t whole_steps(int32_t inputs) { return (int32_t)groups_of(inputs); }
+    INLINE bool ends_early(int32_t) { return false; }
+    INLINE WeightRow ending(const WeightRow &row, int32_t) { return row; }
+    INLINE WeightRow weights(const WeightRow &row, int32_t step) { return {row.data + step * GROUP, row.scale + step}; }
+    INLINE InputRow inputs(const InputRow &row, int32_t step) {
+        return {row.data + step * GROUP, row.scale + step, row.offset + step * LANES};
     }
-}
-
-static void multiply_int8(const stepwell_linear &layer, int32_t first, int32_t count, const Operand &x, int32_t rows,
-                          float *out, int64_t out_stride) {
-    for (int32_t i = 0; i < count; i += 4) {
-        int32_t row = 0;
-        for (; row + 2 <= rows; row += 2)
-            outputs_int8<4, 2>(layer, first + i, count - i, x, row, out + row * out_stride + i, out_stride);
-        if (row < rows) outputs_int8<4, 1>(layer, first + i, count - i, x, row, out + row * out_stride + i, out_stride);
+    INLINE Floats dot(Floats sum, const WeightRow &w, const InputRow &x) {
+        const Ints exact = dot_group(w.data, x.data, x.offset);
+        return fma(__builtin_convertvector(exact, Floats), splat(*x.scale) * splat(*w.scale), sum);
     }
-}
+};
 
 static void convert_int8(const float *x, int64_t x_stride, int32_t rows, int32_t inputs, Operand &to) {
     const int64_t groups = groups_of(inputs);

@@ -91,7 +91,7 @@ void apply(const stepwell_linear &layer, int32_t first, int32_t count, const Ope
     switch (layer.format) {
         case STEPWELL_F32: multiply<F32>(layer, first, count, x, rows, out, stride); break;
         case STEPWELL_BF16: multiply<BF16>(layer, first, count, x, rows, out, stride); break;
-        default: multiply_int8(layer, first, count, x, rows, out, stride);
+        default: multiply<INT8>(layer, first, count, x, rows, out, stride);
     }
     if (layer.bias == nullptr) return;
     for (int32_t row = 0; row < rows; ++row)
@@ -120,9 +120,9 @@ public:
     }
 
 private:
-    // How many outputs a thread takes at a time: a quarter of its share, in whole tiles.
+    // How many outputs a thread takes at a time: half of its share, in whole tiles.
     int32_t strip_of(int32_t outputs) const {
-        const int64_t share = round_up(outputs / (4 * member.team->size) + 1, 8);
+        const int64_t share = round_up(outputs / (2 * member.team->size) + 1, 8);
         return (int32_t)(share < STRIP ? share : STRIP);
     }
 

@@ -1,8 +1,11 @@
 // Linear layers: y = W x over several rows of x, with each weight read once for all of them.
 //
-// A tile computes W outputs of X rows at once. Each of these sums has an accumulator of its own that
-// runs over the inputs in order and is added up by one fixed tree, so that the shape of the tile, and
-// with it the number of rows, moves no bit.
+// A tile computes W outputs of X rows. Each of these sums has an accumulator of its own that runs over
+// the inputs in order and is added up by one fixed tree, so that the shape of the tile, and with it the
+// number of rows, moves no bit.
+//
+// A format says how weights and inputs are held: its Weights and Inputs are what a row of either has at
+// one step, and dot() adds their products to a sum. F32 and BF16 are here, 8-bit weights in int8.h.
 
 #pragma once
 
@@ -12,7 +15,10 @@
 namespace stepwell {
 namespace STEPWELL_ISA {
 
-constexpr int STRIP = 128;   // outputs that a thread computes at a time, at most
+constexpr int STRIP = 512;   // outputs that a thread computes at a time, at most
+constexpr int W = 4;         // outputs of a tile
+constexpr int FEW = 2;       // rows of inputs with which memory is what the CPU waits for
+constexpr int MOST = LANES == 16 ? 6 : 3;   // rows of inputs of a tile: its sums fit the registers
 
 // Rows of x in the form that a weight format multiplies with, padded with zeros.
 struct Operand {
@@ -22,110 +28,147 @@ struct Operand {
     int64_t stride;    // in elements
 };
 
-struct F32 {
-    using Weight = float;
-    using Input = float;
+// Weights and inputs as plain numbers, a vector of either at a step.
+template <class Self, class Weight_, class Input_>
+struct Plain {
+    using Weight = Weight_;
+    using Input = Input_;
+    using WeightRow = const Weight *;
+    using InputRow = const Input *;
+    INLINE WeightRow weight_row(const stepwell_linear &layer, int64_t output) {
+        return static_cast<WeightRow>(layer.weight) + output * layer.inputs;
+    }
+    INLINE InputRow input_row(const Operand &x, int64_t row) {
+        return static_cast<InputRow>(x.data) + row * x.stride;
+    }
+    INLINE const char *address(WeightRow row) { return reinterpret_cast<const char *>(row); }
+    INLINE int32_t whole_steps(int32_t inputs) { return inputs / Self::STEP; }
+    // The last weights of a row, fewer than a step, with zeros behind them.
+    INLINE auto ending(WeightRow row, int32_t inputs) {
+        Weight tail[Self::STEP] = {};
+        const int32_t from = inputs / Self::STEP * Self::STEP;
+        memcpy(tail, row + from, (inputs - from) * sizeof *tail);
+        return Self::weights(tail, 0);
+    }
+    INLINE bool ends_early(int32_t inputs) { return inputs % Self::STEP != 0; }
+};
+
+struct F32 : Plain<F32, float, float> {
     static constexpr int STEP = LANES;
-    using Weights = Floats;
-    using Inputs = Floats;
-    INLINE Floats weights(const float *from) { return load(from); }
-    INLINE Floats inputs(const float *from) { return load(from); }
+    INLINE Floats weights(const float *row, int32_t step) { return load(row + step * STEP); }
+    INLINE Floats inputs(const float *row, int32_t step) { return load(row + step * STEP); }
     INLINE Floats dot(Floats sum, Floats w, Floats x) { return fma(w, x, sum); }
     INLINE float convert(float value) { return value; }
 };
 
-struct BF16 {
-    using Weight = bf16;
 #if defined(__AVX512BF16__)
-    using Input = bf16;
+struct BF16 : Plain<BF16, bf16, bf16> {
     static constexpr int STEP = 2 * LANES;
-    using Weights = __m512bh;
-    using Inputs = __m512bh;
-    INLINE __m512bh weights(const bf16 *from) { return (__m512bh)_mm512_loadu_si512(from); }
-    INLINE __m512bh inputs(const bf16 *from) { return (__m512bh)_mm512_loadu_si512(from); }
+    INLINE __m512bh weights(const bf16 *row, int32_t step) { return (__m512bh)_mm512_loadu_si512(row + step * STEP); }
+    INLINE __m512bh inputs(const bf16 *row, int32_t step) { return (__m512bh)_mm512_loadu_si512(row + step * STEP); }
     INLINE Floats dot(Floats sum, __m512bh w, __m512bh x) { return _mm512_dpbf16_ps(sum, w, x); }
     INLINE bf16 convert(float value) { return to_bf16(value); }
+};
 #else
-    using Input = float;
+struct BF16 : Plain<BF16, bf16, float> {
     static constexpr int STEP = LANES;
-    using Weights = Floats;
-    using Inputs = Floats;
-    INLINE Floats weights(const bf16 *from) { return load(from); }
-    INLINE Floats inputs(const float *from) { return load(from); }
+    INLINE Floats weights(const bf16 *row, int32_t step) { return load(row + step * STEP); }
+    INLINE Floats inputs(const float *row, int32_t step) { return load(row + step * STEP); }
     INLINE Floats dot(Floats sum, Floats w, Floats x) { return fma(w, x, sum); }
     INLINE float convert(float value) { return to_float(to_bf16(value)); }
-#endif
 };
+#endif
 
-// out[x][w] for W rows of weights and X rows of inputs; out has `out_stride` columns.
-template <class Format, int W, int X>
-INLINE void tile(const typename Format::Weight *const (&w)[W], const typename Format::Input *x, int64_t x_stride,
-                 int32_t inputs, float *out, int64_t out_stride) {
-    Floats sums[X][W] = {};
-    int32_t k = 0;
-    for (; k + Format::STEP <= inputs; k += Format::STEP) {
-        typename Format::Weights weights[W];
-#pragma GCC unroll 8
-        for (int i = 0; i < W; ++i) {
-            weights[i] = Format::weights(w[i] + k);
-            __builtin_prefetch(w[i] + k + (int64_t)W * inputs);   // the next tile, while this one is computed
-        }
+// sums[x][w] of a tile, one row of weights after the other. Memory is read in order, as its prefetcher
+// likes it best: with few rows of inputs the CPU waits for nothing else.
+template <class Format, int X>
+INLINE void along(const typename Format::WeightRow (&w)[W], const typename Format::InputRow (&x)[X], int32_t inputs,
+                  Floats (&sums)[X][W]) {
+    const int32_t steps = Format::whole_steps(inputs);
 #pragma GCC unroll 4
-        for (int j = 0; j < X; ++j) {
-            const typename Format::Inputs input = Format::inputs(x + j * x_stride + k);
+    for (int i = 0; i < W; ++i) {
+        Floats row[X] = {};
+        for (int32_t step = 0; step < steps; ++step)
+            for (int j = 0; j < X; ++j)
+                row[j] = Format::dot(row[j], Format::weights(w[i], step), Format::inputs(x[j], step));
+        if (Format::ends_early(inputs))
+            for (int j = 0; j < X; ++j)
+                row[j] = Format::dot(row[j], Format::ending(w[i], inputs), Format::inputs(x[j], steps));
+        for (int j = 0; j < X; ++j) sums[j][i] = row[j];
+    }
+}
+
+// The same sums with the rows of weights side by side: a product costs fewer loads. Where FETCH, the
+// weights that follow are fetched meanwhile, again in the order of memory.
+template <class Format, int X, bool FETCH>
+INLINE void across(const typename Format::WeightRow (&w)[W], const typename Format::InputRow (&x)[X], int32_t inputs,
+                   const char *next, Floats (&sums)[X][W]) {
+    using Weights = decltype(Format::weights(w[0], 0));
+    const int32_t steps = Format::whole_steps(inputs);
+    for (int32_t step = 0; step < steps; ++step) {
+        Weights weights[W];
+#pragma GCC unroll 4
+        for (int i = 0; i < W; ++i) {
+            weights[i] = Format::weights(w[i], step);
+            for (int line = 0; FETCH && line < Format::STEP * (int)sizeof(typename Format::Weight); line += 64)
+                __builtin_prefetch(next, 0, 2), next += 64;
+        }
 #pragma GCC unroll 8
+        for (int j = 0; j < X; ++j) {
+            const auto input = Format::inputs(x[j], step);
+#pragma GCC unroll 4
             for (int i = 0; i < W; ++i) sums[j][i] = Format::dot(sums[j][i], weights[i], input);
         }
     }
-    if (k < inputs) {
-        for (int i = 0; i < W; ++i) {
-            typename Format::Weight tail[Format::STEP] = {};
-            memcpy(tail, w[i] + k, (inputs - k) * sizeof *tail);
-            const typename Format::Weights weights = Format::weights(tail);
-            for (int j = 0; j < X; ++j)
-                sums[j][i] = Format::dot(sums[j][i], weights, Format::inputs(x + j * x_stride + k));
-        }
-    }
+    if (!Format::ends_early(inputs)) return;
 #pragma GCC unroll 4
-    for (int j = 0; j < X; ++j)
-#pragma GCC unroll 2
-        for (int i = 0; i < W; i += 4)
-            sum4(sums[j][i], sums[j][i + 1], sums[j][i + 2], sums[j][i + 3], out + j * out_stride + i);
+    for (int i = 0; i < W; ++i) {
+        const Weights weights = Format::ending(w[i], inputs);
+#pragma GCC unroll 8
+        for (int j = 0; j < X; ++j) sums[j][i] = Format::dot(sums[j][i], weights, Format::inputs(x[j], steps));
+    }
 }
 
-// A tile whose weights may end early: the last row stands in for those beyond.
-template <class Format, int W, int X>
+// out[x][i] = output first + i, for at most W outputs, fewer where `count` ends, and X rows of x.
+template <class Format, int X, bool FETCH>
 INLINE void outputs(const stepwell_linear &layer, int32_t first, int32_t count, const Operand &x, int32_t row,
                     float *out, int64_t out_stride) {
-    const auto *weight = static_cast<const typename Format::Weight *>(layer.weight);
-    const auto *input = static_cast<const typename Format::Input *>(x.data) + row * x.stride;
-    const typename Format::Weight *w[W];
-    for (int i = 0; i < W; ++i) w[i] = weight + (int64_t)(first + (i < count ? i : count - 1)) * layer.inputs;
-    if (count >= W) return tile<Format, W, X>(w, input, x.stride, layer.inputs, out, out_stride);
-    float all[X][W];
-    tile<Format, W, X>(w, input, x.stride, layer.inputs, all[0], W);
-    for (int j = 0; j < X; ++j) memcpy(out + j * out_stride, all[j], count * sizeof(float));
+    typename Format::WeightRow weights[W];   // the last row stands in for those beyond
+    typename Format::InputRow inputs[X];
+    for (int i = 0; i < W; ++i) weights[i] = Format::weight_row(layer, first + (i < count ? i : count - 1));
+    for (int j = 0; j < X; ++j) inputs[j] = Format::input_row(x, row + j);
+    const auto next = Format::weight_row(layer, first + W);
+    Floats sums[X][W] = {};
+    if (X <= FEW) along<Format>(weights, inputs, layer.inputs, sums);
+    else across<Format, X, FETCH>(weights, inputs, layer.inputs, Format::address(next), sums);
+    float all[W];
+#pragma GCC unroll 8
+    for (int j = 0; j < X; ++j) {
+        sum4(sums[j][0], sums[j][1], sums[j][2], sums[j][3], all);
+        memcpy(out + j * out_stride, all, (count < W ? count : W) * sizeof(float));
+    }
 }
 
-// out[r][i] = output first + i of row r, without bias. Few rows take more weights at a time.
+// `outputs` for `width` rows; the first that come to the weights fetch what follows them.
+template <class Format, int X = MOST>
+INLINE void outputs_of(int32_t width, const stepwell_linear &layer, int32_t first, int32_t count, const Operand &x,
+                       int32_t row, float *out, int64_t out_stride) {
+    if constexpr (X > 0) {
+        if (width < X) outputs_of<Format, X - 1>(width, layer, first, count, x, row, out, out_stride);
+        else if (row == 0) outputs<Format, X, true>(layer, first, count, x, row, out, out_stride);
+        else outputs<Format, X, false>(layer, first, count, x, row, out, out_stride);
+    }
+}
+
+// out[r][i] = output first + i of row r, without bias. The rows are shared out evenly over few tiles.
 template <class Format>
 static void multiply(const stepwell_linear &layer, int32_t first, int32_t count, const Operand &x, int32_t rows,
                      float *out, int64_t out_stride) {
-    if (rows <= 2) {
-        for (int32_t i = 0; i < count; i += 8) {
-            if (rows == 1) outputs<Format, 8, 1>(layer, first + i, count - i, x, 0, out + i, out_stride);
-            else outputs<Format, 8, 2>(layer, first + i, count - i, x, 0, out + i, out_stride);
-        }
-        return;
-    }
-    const int32_t tiles = (rows + 3) / 4;
-    for (int32_t i = 0; i < count; i += 4) {
+    const int32_t tiles = (rows + MOST - 1) / MOST;
+    for (int32_t i = 0; i < count; i += W) {
         for (int32_t t = 0, row = 0; t < tiles; ++t) {
-            const int32_t width = (rows - row + tiles - t - 1) / (tiles - t);   // 2, 3 or 4: evenly
-            float *to = out + row * out_stride + i;
-            if (width == 4) outputs<Format, 4, 4>(layer, first + i, count - i, x, row, to, out_stride);
-            else if (width == 3) outputs<Format, 4, 3>(layer, first + i, count - i, x, row, to, out_stride);
-            else outputs<Format, 4, 2>(layer, first + i, count - i, x, row, to, out_stride);
+            const int32_t width = (rows - row + tiles - t - 1) / (tiles - t);
+            outputs_of<Format>(width, layer, first + i, count - i, x, row, out + row * out_stride + i, out_stride);
             row += width;
         }
     }
