@@ -200,8 +200,9 @@ def test_extreme_words_stay_strictly_between_zero_and_one(monkeypatch):
     words = torch.tensor([[0, 1, 2**31, 2**32 - 129, 2**32 - 128, 2**32 - 1]])
     monkeypatch.setattr(noise, "random_words", lambda *_, **__: words)
     expected = [2**-33, 3 * 2**-33, 0.5 + 2**-33, 1 - 2**-24, 1 - 2**-24, 1 - 2**-24]
-    assert torch.equal(uniform([BASE], 6)[0], torch.tensor(expected, dtype=torch.float32))
-    drawn = exponential([BASE], 6)[0]
+    ids = torch.arange(6)
+    assert torch.equal(uniform([BASE], ids)[0], torch.tensor(expected, dtype=torch.float32))
+    drawn = exponential([BASE], ids)[0]
     assert drawn[0].item() == pytest.approx(2**-33, rel=1e-6)
     assert drawn[-1].item() == pytest.approx(24 * math.log(2), rel=1e-6)
     assert drawn.log().isfinite().all()

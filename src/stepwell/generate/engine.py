@@ -28,6 +28,7 @@ from stepwell.generate.sequence import Handle, Sequence
 from stepwell.generate.speculative import DraftRule, DraftSource, Speculation
 from stepwell.model.blocks import BLOCK
 from stepwell.model.fingerprint import model_fingerprint
+from stepwell.model.hooks import Intervention
 from stepwell.model.transformer import Transformer
 
 PREFILL_CHUNK = 512
@@ -136,6 +137,7 @@ class InferenceEngine:
         limit = request.deadline_s
         handle = Handle(
             request,
+            interventions=self._active(request),
             room=self._limits.room(request),
             stop_ids=frozenset() if request.sampling.ignore_eos else self.eos_ids,
             drive=self.step,
@@ -149,6 +151,11 @@ class InferenceEngine:
         for sequence in handle.sequences:
             self._scheduler.add(sequence)
         return handle
+
+    def _active(self, request: Request) -> tuple[Intervention, ...]:
+        """The interventions that change something: a request without them runs like any other."""
+        config = self.model.config
+        return tuple(each for each in request.interventions if not each.is_idle(config))
 
     def step(self) -> list[Handle]:
         """Advance every running sequence: admit, prefill a chunk, decode one token.
@@ -236,7 +243,7 @@ class InferenceEngine:
         """What comes next where logits are wanted. Raises with the cache as it was before."""
         starts = [self._cache.length(sequence.row) for sequence in batch]
         ready = [row for row, chunk in zip(batch, chunks, strict=True) if chunk.wanted]
-        interventions = batch[0].request.interventions
+        interventions = batch[0].handle.interventions
         executor = self._executors.of(sum(len(chunk.ids) for chunk in chunks), bool(interventions))
         try:
             output = executor.run(chunks, interventions)

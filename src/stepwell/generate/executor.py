@@ -112,8 +112,8 @@ class NativeExecutor:
 
     def _rows(self, chunks: Sequence[Chunk]) -> list[Row]:
         """Every position of the chunks, with its place in the cache."""
-        starts = [self._cache.length(chunk.row) for chunk in chunks]
-        self._cache.append([chunk.row for chunk in chunks], [len(chunk.ids) for chunk in chunks])
+        counts = [len(chunk.ids) for chunk in chunks]
+        starts = self._cache.extend([chunk.row for chunk in chunks], counts)
         rows = []
         for chunk, start in zip(chunks, starts, strict=True):
             table, silent = self._cache.table(chunk.row), len(chunk.ids) - chunk.wanted

@@ -30,6 +30,8 @@ from typing import NamedTuple
 
 import torch
 
+from stepwell.native import noise as native
+
 WORD = 0xFFFFFFFF
 LABEL = b"stepwell noise 1"
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -87,6 +89,10 @@ def uniform(
     It is min((r + 1/2) 2^-32, 1 - 2^-24), rounded to float32 once, where r is the token's word of
     32 bits. `tokens` as for `exponential`.
     """
+    if isinstance(tokens, int) and torch.device(device).type == "cpu":
+        drawn = native.uniform(_words_of(addresses), tokens)
+        if drawn is not None:
+            return drawn
     words = random_words(addresses, tokens, device=device)
     return (2 * words + 1).to(torch.float32).mul_(2.0**-33).clamp_(max=1 - 2.0**-24)
 
@@ -107,15 +113,21 @@ def random_words(
 
 def _token_words(addresses: Sequence[Address], blocks: torch.Tensor) -> torch.Tensor:
     """The words of four neighbouring tokens for each row and block, shape [B, K, 4]."""
-    fields = array.array("I")
-    for seed, lane, choice, position, purpose, attempt in addresses:
-        fields.extend((*_key(seed, lane), position, choice, attempt << 8 | purpose))
-    rows = torch.frombuffer(fields, dtype=torch.uint32).view(-1, 5).to(blocks.device, torch.int64)
+    fields = torch.frombuffer(_words_of(addresses), dtype=torch.uint32)
+    rows = fields.view(-1, 5).to(blocks.device, torch.int64)
     key0, key1, *rest = rows[..., None].unbind(1)
     counter = torch.stack(
         [word.expand(len(addresses), blocks.shape[1]) for word in (blocks, *rest)]
     )
     return philox(counter, torch.stack((key0, key1))).movedim(0, -1)
+
+
+def _words_of(addresses: Sequence[Address]) -> array.array[int]:
+    """The words of each address, but for the token's: key 0 and 1, counter 1, 2 and 3."""
+    words = array.array("I")
+    for seed, lane, choice, position, purpose, attempt in addresses:
+        words.extend((*_key(seed, lane), position, choice, attempt << 8 | purpose))
+    return words
 
 
 @functools.lru_cache(maxsize=4096)

@@ -18,6 +18,7 @@ from stepwell.generate.noise import Purpose
 from stepwell.generate.prefix import block_keys, root_key
 from stepwell.generate.request import Event, FinishedEvent, FinishReason, Request, TokenEvent, Usage
 from stepwell.generate.sampling import History
+from stepwell.model.hooks import Intervention
 
 if TYPE_CHECKING:
     from stepwell.generate.drafters import Drafter
@@ -143,15 +144,17 @@ class Handle:
     """What `submit` returns: iterate over it for the request's events, or cancel it.
 
     Iterating drives the whole engine, so the other requests advance with this one.
-    room: the most tokens each choice may get. stop_ids: token ids that end a choice.
-    deadline: when choices that have not ended yet are ended, by `time.monotonic`.
-    drafter: who drafts for it; by_rejection: whether by the rejection rule.
+    interventions: those of the request that change something. room: the most tokens each choice
+    may get. stop_ids: token ids that end a choice. deadline: when choices that have not ended yet
+    are ended, by `time.monotonic`. drafter: who drafts for it; by_rejection: whether by the
+    rejection rule.
     """
 
     def __init__(
         self,
         request: Request,
         *,
+        interventions: tuple[Intervention, ...] = (),
         room: int,
         stop_ids: frozenset[int],
         drive: Callable[[], object],
@@ -162,12 +165,12 @@ class Handle:
     ) -> None:
         self.drafter, self.by_rejection = drafter, by_rejection
         self.request, self.room, self.stop_ids = request, room, stop_ids
-        self.deadline = deadline
+        self.deadline, self.interventions = deadline, interventions
         asked = range(request.sampling.n) if request.choices is None else request.choices
         self.sequences = [Sequence(self, choice) for choice in asked]
         self.forward_key = tuple(
             (type(intervention).__name__, intervention.fingerprint)
-            for intervention in request.interventions
+            for intervention in interventions
         )
         self.sampling_key = request.sampling.processing
         self.takes_likeliest = request.sampling.takes_likeliest

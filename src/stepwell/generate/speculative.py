@@ -169,4 +169,4 @@ def _most(sequence: Sequence) -> int:
 
 
 def _hooked(batch: Series[Sequence]) -> bool:
-    return bool(batch[0].request.interventions)
+    return bool(batch[0].handle.interventions)

@@ -1,6 +1,7 @@
 """The key/value cache: the one place that knows which row is how long, and so every position.
 
     append    reserve the next positions of some rows; the view it returns goes through the model
+    extend    the same for a kernel that needs no view, as it reads the rows' tables
     truncate  roll a row back
     fork      a new row with the same past
     release   give a row back
@@ -94,9 +95,25 @@ class KVCache:
         Raises CacheError, and changes nothing, where a row would outgrow the context, is named
         twice, or gets no position; CacheFullError where `has_room` says no.
         """
-        starts = self._lengthen(rows, num_new)
+        starts = self.extend(rows, num_new)
         tables = [self._tables[row] for row in rows]
         return CacheView(self.pool, tables, starts, tuple(num_new))
+
+    def extend(self, rows: Sequence[int], num_new: Sequence[int]) -> tuple[int, ...]:
+        """Lengthen rows as `append` does; returns their lengths before."""
+        starts = tuple(self.length(row) for row in rows)
+        ends = [start + count for start, count in zip(starts, num_new, strict=True)]
+        self._check_step(rows, num_new, ends)
+        shared = [row for row in rows if self._writes_to_others(row)]
+        self._reserve(self._missing(rows, ends) + len(shared))
+        for row in shared:
+            self._copy_shared(row)
+        for row, end in zip(rows, ends, strict=True):
+            table = self._tables[row]
+            while len(table) < blocks_for(end):
+                table.append(self.blocks.take())
+            self._lengths[row] = end
+        return starts
 
     def append_tile(self, row: int, num_new: int) -> TileView:
         """`append` to one row, with a view of the whole tile that the new positions lie in.
@@ -109,14 +126,16 @@ class KVCache:
                 f"{num_new} tokens do not fit the tile that row {row} is in; {room} do.",
                 fix="append up to the multiple of the tile's width first.",
             )
-        [start] = self._lengthen([row], [num_new])
+        [start] = self.extend([row], [num_new])
         return TileView(self.pool, self._tables[row], start, num_new, self.context_length)
 
     def has_room(self, rows: Sequence[int], num_new: Sequence[int]) -> bool:
         """Whether there are blocks enough for such an append."""
-        steps = zip(rows, num_new, strict=True)
-        missing = sum(self._missing(row, self.length(row) + count) for row, count in steps)
-        return missing <= self.blocks.num_available
+        if 2 * len(rows) + sum(num_new) // BLOCK <= self.blocks.num_available:
+            return True  # for each row a block to copy, and one begun
+        ends = [self.length(row) + count for row, count in zip(rows, num_new, strict=True)]
+        copied = map(self._writes_to_others, rows)
+        return self._missing(rows, ends) + sum(copied) <= self.blocks.num_available
 
     def truncate(self, row: int, length: int) -> None:
         """Roll a row back to its first `length` positions."""
@@ -194,25 +213,11 @@ class KVCache:
                 fix="release one, or raise max_rows.",
             )
 
-    def _lengthen(self, rows: Sequence[int], num_new: Sequence[int]) -> tuple[int, ...]:
-        """Give rows the blocks for their new positions, or raise and change nothing.
-
-        Returns their lengths before.
-        """
-        starts = tuple(self.length(row) for row in rows)
-        ends = [start + count for start, count in zip(starts, num_new, strict=True)]
-        self._check_step(rows, num_new, ends)
-        self._reserve(sum(map(self._missing, rows, ends)))
-        for row, start, end in zip(rows, starts, ends, strict=True):
-            table = self._tables[row]
-            if self._writes_to_others(row):
-                block = table[start // BLOCK]
-                table[start // BLOCK] = self._copy(block)
-                self.blocks.drop(block)
-            while len(table) < blocks_for(end):
-                table.append(self.blocks.take())
-            self._lengths[row] = end
-        return starts
+    def _copy_shared(self, row: int) -> None:
+        """Give the row a copy of its own of the block that it writes to next."""
+        table, at = self._tables[row], self._lengths[row] // BLOCK
+        block, table[at] = table[at], self._copy(table[at])
+        self.blocks.drop(block)
 
     def _check_step(self, rows: Sequence[int], num_new: Sequence[int], ends: list[int]) -> None:
         if len(set(rows)) != len(rows):
@@ -226,9 +231,10 @@ class KVCache:
                 fix="shorten the prompt or ask for fewer new tokens.",
             )
 
-    def _missing(self, row: int, end: int) -> int:
-        """Blocks that must be taken before the row can be written up to `end`."""
-        return blocks_for(end) - len(self._tables[row]) + self._writes_to_others(row)
+    def _missing(self, rows: Sequence[int], ends: Sequence[int]) -> int:
+        """Blocks that the tables of some rows lack, so that each could reach its end."""
+        pairs = zip(rows, ends, strict=True)
+        return sum(blocks_for(end) - len(self._tables[row]) for row, end in pairs)
 
     def _writes_to_others(self, row: int) -> bool:
         """Whether the row's next position lies in a block that others hold or may find."""

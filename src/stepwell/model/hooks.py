@@ -55,6 +55,12 @@ class Intervention(Config):
         """Whether this changes the value at a point of a layer."""
         raise NotImplementedError
 
+    def is_idle(self, config: ModelConfig) -> bool:
+        """Whether this changes nothing, at no point of such a model."""
+        layers = (LOGITS_LAYER, *range(config.num_layers))
+        changed = any(self.changes(point, layer) for point in POINTS for layer in layers)
+        return not (changed and self.positions)
+
     def apply(self, point: str, layer: int, value: Tensor, at_BT: Tensor) -> Tensor:
         """The changed value; `at_BT` is true where a position is one of `positions`."""
         raise NotImplementedError

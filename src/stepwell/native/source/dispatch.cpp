@@ -60,3 +60,7 @@ int64_t stepwell_workspace_bytes(const stepwell_model *model, int32_t rows, int3
 void stepwell_run(const stepwell_model *model, const stepwell_step *step, int32_t threads) {
     selected->run(model, step, threads);
 }
+
+void stepwell_uniform(const uint32_t *addresses, int32_t rows, int32_t tokens, float *out, int32_t threads) {
+    selected->uniform(addresses, rows, tokens, out, threads);
+}

@@ -12,6 +12,7 @@
 #include "elementwise.h"
 #include "int8.h"
 #include "linear.h"
+#include "noise.h"
 #include "threads.h"
 
 namespace stepwell {
@@ -356,7 +357,7 @@ void run(const stepwell_model *model, const stepwell_step *step, int32_t threads
 extern const Kernels kernels;
 #define STEPWELL_TEXT_(name) #name
 #define STEPWELL_TEXT(name) STEPWELL_TEXT_(name)
-const Kernels kernels{STEPWELL_TEXT(STEPWELL_ISA), workspace_bytes, run};
+const Kernels kernels{STEPWELL_TEXT(STEPWELL_ISA), workspace_bytes, run, uniform};
 
 }  // namespace STEPWELL_ISA
 }  // namespace stepwell

@@ -10,6 +10,7 @@ struct Kernels {
     const char *name;
     int64_t (*workspace_bytes)(const stepwell_model *, int32_t rows, int32_t threads);
     void (*run)(const stepwell_model *, const stepwell_step *, int32_t threads);
+    void (*uniform)(const uint32_t *addresses, int32_t rows, int32_t tokens, float *out, int32_t threads);
 };
 
 namespace baseline { extern const Kernels kernels; }

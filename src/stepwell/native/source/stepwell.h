@@ -11,7 +11,7 @@
 
 #include <stdint.h>
 
-#define STEPWELL_ABI 1
+#define STEPWELL_ABI 2
 #define STEPWELL_BLOCK 64     // positions of a cache block
 #define STEPWELL_GROUP 128    // int8: weights that share a scale
 
@@ -88,6 +88,10 @@ STEPWELL_EXPORT void stepwell_use_openmp(void *parallel, void *thread_num, void 
 
 STEPWELL_EXPORT int64_t stepwell_workspace_bytes(const stepwell_model *model, int32_t rows, int32_t threads);
 STEPWELL_EXPORT void stepwell_run(const stepwell_model *model, const stepwell_step *step, int32_t threads);
+
+// Uniform noise, out [rows, tokens]; addresses [rows, 5]: two words of the key, three of the counter.
+STEPWELL_EXPORT void stepwell_uniform(const uint32_t *addresses, int32_t rows, int32_t tokens, float *out,
+                                      int32_t threads);
 
 #ifdef __cplusplus
 }
