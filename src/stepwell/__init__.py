@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stepwell import tasks as tasks
     from stepwell.cascade import stopping as stopping
     from stepwell.cascade.pipeline import Cascade as Cascade
+    from stepwell.evals.profile.run import profile_inference as profile_inference
     from stepwell.generate.engine import InferenceEngine as InferenceEngine
     from stepwell.generate.request import Request as Request
     from stepwell.generate.request import SamplingParams as SamplingParams
@@ -58,6 +59,7 @@ _HOMES = {
     "heatmap": "stepwell.study.heatmap",
     "load_model": "stepwell.model.weights",
     "presets": "stepwell.model.presets",
+    "profile_inference": "stepwell.evals.profile.run",
     "save_model": "stepwell.model.weights",
 }
 _MODULES = {"stopping": "stepwell.cascade.stopping", "tasks": "stepwell.tasks"}

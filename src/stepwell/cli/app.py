@@ -61,6 +61,7 @@ COMMANDS: Final = (
     Command("inspect", "inspect:inspect", "Attention and next tokens of a text.", USE),
     Command("models", "models:models", "Run folders and models, and how good they are.", USE),
     Command("convert", "convert:convert", "Another number format, or from .pt.", USE),
+    Command("profile", "profile:profile", "Where the time of one answer goes.", USE),
     Command("bench", "bench:bench", "Speed and memory, beside other programs.", USE),
 )
 CASCADE: Final = (Command("run", "cascade:run", "Answer a prompt by a ladder of models.", USE),)

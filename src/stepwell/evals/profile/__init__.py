@@ -1,0 +1,1 @@
+"""Profiles: where the time of one answer goes, by phase and by part of the model."""
