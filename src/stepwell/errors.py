@@ -16,7 +16,8 @@
     ├── DeviceError                 a device that is not there, or tensors on two of them
     ├── LogitsError                 logits from which no token can be chosen
     ├── TrainingError               a loss that is not finite, a run that cannot go on
-    └── CascadeError                a ladder that cannot be built, fitted or run
+    ├── CascadeError                a ladder that cannot be built, fitted or run
+    └── PeerError                   a program compared with that does not start, or ends early
 
 An error says what was expected, what arrived and where; `fix` says what to do next.
 """
@@ -109,6 +110,10 @@ class TrainingError(StepwellError):
 
 class CascadeError(StepwellError):
     """A ladder that cannot be built, fitted or run."""
+
+
+class PeerError(StepwellError):
+    """A program compared with that does not start, has ended, or says what nobody understands."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from stepwell.cli import bench as bench_module
+from stepwell.errors import PeerError
 from stepwell.evals.bench import install, sizes
-from stepwell.evals.bench.peer import PeerError
 from stepwell.evals.bench.sizes import llama_shape, make_model
+from stepwell.text.tokenizer import Tokenizer
 
 BRIEF = (
     *("--repetitions", "1", "--prompt-tokens", "4", "--new-tokens", "24", "--pause-s", "0"),
@@ -46,6 +47,24 @@ def test_a_page_is_written_where_it_is_asked_for(run, model: Path, tmp_path: Pat
     assert str(page) in ended.err.replace("\n", "")
 
 
+def test_answers_are_asked_for_with_text_and_drafter(run, model: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("down the stairs " * 40)
+    Tokenizer.character("abcdefghijklmnopqrstuvwxyz ").save(model)
+    words = ("--model", model, "--draft", model, "--text", text, "--prompts", "2")
+    ended = run("bench", "speculation", "cache", *words, "--answer-tokens", "8", *BRIEF, "--json")
+    assert ended.code == 0, ended.err
+    rows = ended.json["rows"]
+    assert [row["problem"] for row in rows] == [""] * 6
+    assert {row["case"]: row["bar"] for row in rows} == {
+        **{f"{who}, temperature 0": 1.5 for who in ("lookup", "drafter")},
+        **{f"{who}, temperature 0.8": 1.5 for who in ("lookup", "drafter")},
+        "all found": None,
+        "one look-up": None,
+    }
+    assert "tokens a step" in rows[0]["note"]
+
+
 def test_peers_are_found_by_the_environment(run, model: Path, tmp_path, monkeypatch) -> None:
     python = tmp_path / "peers" / "vllm" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -73,6 +92,9 @@ def test_a_size_is_made_once(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (("--peer", "lama.cpp=python"), "llama.cpp"),
         (("--repetitions", "0"), "repetitions"),
         (("--threads", "-1"), "threads"),
+        (("--answer-tokens", "1"), "answer_tokens"),
+        (("--draft", "15m"), "14m"),
+        (("--text", "no/such/file"), "no/such/file"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(run, monkeypatch, words, said: str) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
-from stepwell.errors import UsageError
-from stepwell.evals.bench.peer import KINDS, Peer, PeerError, known_peers, python_of, surroundings
+from stepwell.errors import PeerError, UsageError
+from stepwell.evals.bench import peer as peer_module
+from stepwell.evals.bench.peer import KINDS, Peer, known_peers, python_of, surroundings
 from stepwell.evals.bench.peers import conversation
 from stepwell.evals.bench.peers.conversation import Setup, Timing, random_ids, random_prompts
 
@@ -81,20 +86,116 @@ def test_a_peer_that_hangs_is_ended(start: Start) -> None:
     assert time.monotonic() - begun < 20
 
 
-def test_what_a_peer_has_started_ends_with_it(start: Start, tmp_path: Path) -> None:
-    alive = tmp_path / "alive"
-    child = (
-        f"import time\nwhile True:\n    open({str(alive)!r}, 'a').write('.')\n    time.sleep(0.02)"
-    )
-    launch = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])\n"
-    peer = start(launch + FAKE)
-    while not alive.exists():
-        time.sleep(0.02)
+def test_a_peer_may_take_its_time_to_end(start: Start) -> None:
+    slow = "import os, sys, time\nos.close(1)\ntime.sleep(0.3)\nsys.exit('It is over')"
+    with pytest.raises(PeerError, match="fake ended: It is over"):
+        start(slow)
+
+
+SPIN = """
+import sys
+with open(sys.argv[1], "ab", buffering=0) as file:
+    while True:
+        file.write(b".")
+        sum(range(10_000))
+"""
+can_stop = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process stands still here")
+
+
+def spinning(count: Path) -> str:
+    """A peer whose child never rests, and lets `count` grow meanwhile; "load" waits for that."""
+    begin = f"import os, subprocess, sys, time\nSPIN, COUNT = {SPIN!r}, {str(count)!r}\n"
+    spin = """
+class Spinning(Fake):
+    def __init__(self, setup):
+        open(COUNT, "w").close()
+        subprocess.Popen([sys.executable, "-c", SPIN, COUNT])
+        super().__init__(setup)
+    def load(self, seed):
+        enough = os.path.getsize(COUNT) + 20
+        while os.path.getsize(COUNT) < enough:
+            time.sleep(0.001)
+        return 1.0
+
+converse(Spinning)
+"""
+    return begin + FAKE.replace("converse(Fake)", spin)
+
+
+def grows(count: Path) -> bool:
+    """Whether something writes to the file."""
+    time.sleep(0.05)  # signals take a moment
+    before = count.stat().st_size
+    time.sleep(0.15)
+    return count.stat().st_size > before
+
+
+def is_over(group: int, count: Path) -> bool:
+    """Whether nothing writes to the file, though the group may: one that stood still goes on."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGCONT)
+    return not grows(count)
+
+
+@can_stop
+def test_a_peer_stands_still_while_it_is_not_its_turn(start: Start, tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    peer = start(spinning(count))
+    for seed in range(3):
+        before = count.stat().st_size
+        peer.load(seed)
+        assert count.stat().st_size >= before + 20
+        assert not grows(count)
+
+
+@can_stop
+def test_a_peer_that_is_never_stopped_goes_on(start: Start, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(peer_module, "awake", nullcontext)
+    count = tmp_path / "count"
+    start(spinning(count)).load(1)
+    assert grows(count)
+
+
+@can_stop
+def test_a_stopped_peer_and_what_it_has_started_end_when_closed(
+    start: Start, tmp_path: Path
+) -> None:
+    count = tmp_path / "count"
+    peer = start(spinning(count))
+    peer.load(1)
+    group = peer._process.pid
+    assert not is_over(group, count), "it only stood still"
     peer.close()
-    time.sleep(0.1)
-    size = alive.stat().st_size
-    time.sleep(0.3)
-    assert alive.stat().st_size == size
+    assert is_over(group, count)
+    with pytest.raises(ProcessLookupError):
+        os.kill(group, 0)
+    assert peer._guard is not None
+    assert peer._guard.returncode is not None
+
+
+OURS = f"""
+import sys, time
+from stepwell.evals.bench.peer import Peer
+from stepwell.evals.bench.peers.conversation import Setup
+
+peer = Peer("fake", [sys.executable, sys.argv[1]], Setup(*{tuple(SETUP)!r}))
+peer.load(1)
+print(peer._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@can_stop
+def test_a_stopped_peer_does_not_outlive_a_benchmark_that_is_killed(tmp_path: Path) -> None:
+    count, script = tmp_path / "count", tmp_path / "fake.py"
+    script.write_text(spinning(count))
+    command = [sys.executable, "-c", OURS, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as benchmark:
+        assert benchmark.stdout is not None
+        group = int(benchmark.stdout.readline())
+        assert not is_over(group, count), "it only stood still"
+        benchmark.kill()
+    assert any(is_over(group, count) for _ in range(20)), "it is killed in a moment"
 
 
 @pytest.mark.parametrize(

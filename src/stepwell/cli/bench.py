@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stepwell.evals.bench.results import Setting
 
 AMOUNT: Final = Group("How much is measured", sort_key=20)
-FLAGS: Final = model_flags(BenchPlan, AMOUNT)
+FLAGS: Final = model_flags(BenchPlan, AMOUNT, without=("text", "draft"))
 MET: Final = {True: "green", False: "red", None: ""}
 
 
@@ -38,6 +38,8 @@ def _bench(
     *,
     model: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = MODELS,
     peer: Annotated[tuple[str, ...], Parameter(negative=(), metavar="NAME=PYTHON")] = (),
+    draft: Annotated[str | None, Parameter(metavar="MODEL")] = None,
+    text: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     install_peers: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     out: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     cache: Annotated[Path | None, Parameter(metavar="DIR")] = None,
@@ -62,6 +64,11 @@ def _bench(
         three where none is given.
     peer
         llama.cpp, transformers or vllm, and the Python that can import it.
+    draft
+        The model that drafts in `speculation`, beside the text so far, which always does.
+    text
+        The text of which `speculation` and `cache` take their prompts; none that a model was
+        trained on. Without it these are random ids.
     install_peers
         Make an environment for every peer in this folder with pip, and measure nothing.
     out
@@ -78,13 +85,15 @@ def _bench(
     with output.open() as opened:
         if install_peers is not None:
             return install(install_peers, opened)
-        plan = BenchPlan(**given_values(FLAGS, given))
+        folder = cache or cache_folder()
+        drafter = None if draft is None else subject(draft, folder).directory
+        plan = BenchPlan(**given_values(FLAGS, given), text=text, draft=drafter)
         if threads:
             set_threads(threads)
         bench = Bench(
             plan, questions or tuple(QUESTIONS), known_peers(peer, os.environ.get(VARIABLE))
         )
-        rows = measured([subject(name, cache or cache_folder()) for name in model], bench, opened)
+        rows = measured([subject(name, folder) for name in model], bench, opened)
         report(rows, setting(bench), out, opened)
     return 0
 

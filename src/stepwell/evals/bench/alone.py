@@ -16,6 +16,8 @@ from stepwell.evals.bench.figures import Figures, Row, make_row
 from stepwell.evals.bench.ours import Ours
 from stepwell.evals.bench.peers.conversation import random_ids
 from stepwell.evals.bench.plan import WEIGHTS, BenchPlan, Question, Subject, Weights
+from stepwell.evals.bench.response_cache import cache
+from stepwell.evals.bench.speculation import speculation
 from stepwell.evals.bench.turns import Turn, rate, take_turns
 from stepwell.generate.executor import Chunk, Executor, NativeExecutor, TorchExecutor
 from stepwell.model.cache import KVCache
@@ -31,19 +33,28 @@ DRAFTS: Final = (4, 8)
 
 def bandwidth(subject: Subject, ours: Ours, plan: BenchPlan) -> Iterator[Row]:
     """GB/s of weights while one row is decoded, against a read-only pass on the same threads."""
-    ballast = torch.zeros(plan.read_mib * 2**20 // 4)
     weights, decode = streamed_bytes(ours.model), decoding(ours, plan)
+    figures = take_turns(
+        {
+            "decoding": lambda number: weights * decode(number) / 1e9,
+            "reading": read_pass(plan.read_mib),
+        },
+        plan,
+    )
+    sides = (figures["decoding"], "read-only pass", figures["reading"])
+    yield make_row("bandwidth", ours.weights, subject.name, "GB/s", *sides)
 
-    def read(_round: int) -> float:
+
+def read_pass(mib: int) -> Turn:
+    """A turn that gives GB/s of a read-only pass over so many MiB on torch's threads."""
+    ballast = torch.zeros(mib * 2**20 // 4)
+
+    def turn(_round: int) -> float:
         begun = time.perf_counter()
         ballast.amax()  # no other reduction of torch's or numpy's reads faster
         return ballast.nbytes / (time.perf_counter() - begun) / 1e9
 
-    figures = take_turns(
-        {"decoding": lambda number: weights * decode(number) / 1e9, "reading": read}, plan
-    )
-    sides = (figures["decoding"], "read-only pass", figures["reading"])
-    yield make_row("bandwidth", ours.weights, subject.name, "GB/s", *sides)
+    return turn
 
 
 def streamed_bytes(model: Transformer) -> int:
@@ -142,5 +153,7 @@ ALONE: Final = (
     Trial("load", memory),
     Trial("bandwidth", bandwidth, WEIGHTS),
     Trial("verify", verify),
+    Trial("speculation", speculation),
     Trial("hooks", hooks),
+    Trial("cache", cache),
 )

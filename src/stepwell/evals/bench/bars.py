@@ -11,6 +11,9 @@ from typing import Final
 from stepwell.evals.bench.figures import Bar
 from stepwell.evals.bench.plan import MODELS
 
+LOSSLESS: Final = Bar(1.5)
+"""Answering validation text with a draft, against the same model alone."""
+
 BARS: Final[Mapping[tuple[str, str, str, str], Bar]] = {
     **{
         ("decode", f"1 row, {weights}", model, "llama.cpp"): Bar(value)

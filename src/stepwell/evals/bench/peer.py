@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Self
 
-from stepwell.errors import StepwellError, UsageError, suggest
+from stepwell.errors import PeerError, UsageError, suggest
 from stepwell.evals.bench.peers.conversation import Setup, Timing
 from stepwell.evals.bench.plan import WEIGHTS, Question, Weights
 
@@ -34,10 +34,7 @@ import importlib, sys
 sys.path.append(sys.argv[1])
 importlib.import_module(f"peers.{sys.argv[2]}").main()
 """
-
-
-class PeerError(StepwellError):
-    """A peer that cannot be started, has died, or says what nobody understands."""
+GUARD: Final = 'read -r _; kill -KILL "-$0"'
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,9 @@ class Peer:
         except OSError as error:
             self._complaints.close()
             raise PeerError(f"{command[0]} does not start: {error.strerror}.") from None
+        self._guard: subprocess.Popen[bytes] | None = None
         try:
+            self._guard = guard_of(self._process)
             self.version = str(self._exchange(setup._asdict()).get("version", ""))
         except BaseException:
             self.close()
@@ -107,6 +106,8 @@ class Peer:
     def close(self) -> None:
         """End the process, and those that it has started."""
         end_group(self._process)
+        if self._guard is not None:  # before the process is waited for, whose id is free then
+            self._guard.communicate()
         self._process.communicate()
         self._complaints.close()
 
@@ -140,8 +141,12 @@ class Peer:
         return float(value)
 
     def _last_words(self) -> str:
-        """The last line of its standard error, or its exit code."""
-        code = self._process.wait()
+        """The last line of its standard error, or its exit code.
+
+        It may close its output a while before it ends, and has to run to do so.
+        """
+        with awake(self._process), killed_after(self._limit_s, self._process):
+            code = self._process.wait()
         self._complaints.seek(0)
         lines = self._complaints.read().decode(errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
@@ -171,6 +176,21 @@ def signal_group(process: subprocess.Popen[bytes], name: str) -> None:
     if hasattr(signal, name):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, getattr(signal, name))
+
+
+def guard_of(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes] | None:
+    """A shell that kills the process group as soon as we are gone; None where none can stop.
+
+    One that stands still would not notice the end of its input, and stay for ever.
+    """
+    if not hasattr(signal, "SIGSTOP"):
+        return None
+    return subprocess.Popen(
+        ["sh", "-c", GUARD, str(process.pid)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # it complains where the group has ended before
+        start_new_session=True,  # so that what ends us spares it
+    )
 
 
 @contextmanager

@@ -7,11 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, DirectoryPath, Field, FilePath
 
 from stepwell.config import Config
 
-Question = Literal["decode", "prefill", "batch", "load", "bandwidth", "verify", "hooks"]
+Question = Literal[
+    "decode",
+    "prefill",
+    "batch",
+    "load",
+    "bandwidth",
+    "verify",
+    "speculation",
+    "hooks",
+    "cache",
+]
 Weights = Literal["bf16", "int8"]
 MODELS: Final = ("14m", "110m", "443m")
 """The models with random weights; their shapes are in `sizes`."""
@@ -24,7 +34,9 @@ QUESTIONS: Final[dict[Question, str]] = {
     "load": "seconds from the files to a first token, and the most memory that it takes",
     "bandwidth": "the share of the memory's read bandwidth that decoding one row reaches",
     "verify": "a step over 4 and 8 tokens of one sequence against a step over 1",
+    "speculation": "tokens a second of whole answers with a draft, against the model alone",
     "hooks": "decoding with an intervention that changes nothing against decoding without",
+    "cache": "answers a second that are all found in a response cache, against none found",
 }
 
 
@@ -45,6 +57,14 @@ class BenchPlan(Config):
     """Requests of the question `batch`."""
     read_mib: int = Field(2048, ge=1)
     """MiB of the read-only pass that decoding is compared with; far more than the caches hold."""
+    prompts: int = Field(8, ge=1)
+    """Prompts of the questions `speculation` and `cache`."""
+    answer_tokens: int = Field(128, ge=2)
+    """Tokens of each of these prompts, and of the answer to it."""
+    text: FilePath | None = None
+    """The text that these prompts are taken from; without it they are random ids."""
+    draft: DirectoryPath | None = None
+    """The smaller model that drafts in `speculation`."""
     pause_s: float = Field(0.3, ge=0)
     """Seconds between two turns, in which the threads of the one before come to rest."""
 

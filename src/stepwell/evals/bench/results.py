@@ -38,7 +38,7 @@ def cells(row: Row) -> tuple[str, ...]:
     missing = row.problem or "–"
     return (
         row.question,
-        row.case,
+        f"{row.case} ({row.note})" if row.note else row.case,
         row.model,
         shown(row.ours, row.unit) or missing,
         row.against,
@@ -94,6 +94,7 @@ def _plain_row(row: Row) -> dict[str, Any]:
         "bar": None if row.bar is None else row.bar.value,
         "meets_bar": row.meets_bar,
         "problem": row.problem,
+        "note": row.note,
     }
 
 
@@ -125,8 +126,8 @@ def _preface(setting: Setting) -> str:
 
 Medians of {setting.repetitions} turns, taken in rotation after one that does not count. Behind each
 is the spread, the distance of the largest from the smallest as a share of the median. A ratio is
-ours over theirs, with the smallest and the largest of one round. With s, ms and MiB, less is
-better.
+ours over theirs, with the smallest and the largest of one round. With s, ms, µs and MiB, less
+is better.
 """
 
 
