@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-WeightFormat = Literal["bf16", "int8"]
-"""How weights are kept: in bfloat16, or rounded to 8 bits."""
+WeightFormat = Literal["bf16", "int8", "int4"]
+"""How weights are kept: in bfloat16, or the matrices rounded to 8 or 4 bits."""
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:

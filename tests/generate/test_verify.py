@@ -1,17 +1,8 @@
-"""Verification leaves the target's distribution as it is; broken verifiers fail the same test.
-
-The reference is enumerated in float64: the chance of each text of LENGTH tokens over a vocabulary
-of V, where the logits depend on all tokens before and are processed with penalties and top-p. Texts
-are generated as an engine would, in rounds of drafts of uneven lengths. A distribution is compared
-at each position, in pairs and whole, and fails beyond what chance does once in 10,000 times.
-"""
+"""Rows that are verified: each as if alone, and what becomes of unsound logits."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections import Counter
-from functools import cache
 
 import pytest
 import torch
@@ -22,43 +13,16 @@ from stepwell.errors import ShapeError
 from stepwell.generate import noise, verify
 from stepwell.generate.noise import Address, Purpose, lane_of
 from stepwell.generate.request import SamplingParams
-from stepwell.generate.sampling import History, process, sample
+from stepwell.generate.sampling import process, sample
 from stepwell.generate.verify import (
     NO_TOKEN,
-    Verified,
     verify_by_equality,
     verify_by_rejection,
 )
 
-V, LENGTH, ROWS = 5, 3, 4_000
 NAN, OUT = float("nan"), float("-inf")
 PROMPT = (0, 2)
 TARGET, DRAFTER = lane_of("a target"), lane_of("a drafter")
-PARAMS = {
-    "plain": SamplingParams(),
-    "shaped": SamplingParams(
-        temperature=0.8, top_p=0.93, presence_penalty=0.4, repetition_penalty=1.2
-    ),
-}
-each_shape = pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS)
-
-
-@cache
-def logits_after(seed, params, text):
-    """Processed logits [V] of a random model after the prompt and these tokens."""
-    number = sum((token + 1) * (V + 1) ** place for place, token in enumerate(text))
-    generator = torch.Generator().manual_seed(seed * 100_003 + number)
-    raw = torch.randn(1, V, generator=generator) * 1.3
-    return process(raw, params, [History.of(PROMPT, text)])[0]
-
-
-def target_after(params, text):
-    return logits_after(1, params, text)
-
-
-def drafter_after(params, text):
-    """A drafter that is wrong everywhere, and never says what the shaped target may have left."""
-    return logits_after(2, params, text)
 
 
 def addresses(texts, lane=TARGET, purpose=Purpose.SAMPLE):
@@ -67,293 +31,10 @@ def addresses(texts, lane=TARGET, purpose=Purpose.SAMPLE):
     ]
 
 
-# Drafters: what is drafted after each text, so many tokens each, and the logits drawn from.
-
-
-def drawn(texts, counts, params, lane=DRAFTER, purpose=Purpose.DRAFT):
-    drafts = [() for _ in texts]
-    for _ in range(max(counts)):
-        due = [row for row, count in enumerate(counts) if len(drafts[row]) < count]
-        grown = [(*texts[row], *drafts[row]) for row in due]
-        logits = torch.stack([drafter_after(params, text) for text in grown])
-        every = addresses([(*text, *draft) for text, draft in zip(texts, drafts, strict=True)])
-        places = [every[row]._replace(lane=lane, purpose=purpose) for row in due]
-        for row, token in zip(due, sample(logits, params, places).tolist(), strict=True):
-            drafts[row] += (token,)
-    return drafts
-
-
-def coupled(texts, counts, params):
-    """The drafter's draws with the target's own noise."""
-    return drawn(texts, counts, params, TARGET, Purpose.SAMPLE)
-
-
-def looked_up(texts, counts, params):
-    """A draft that depends on the text alone, as prompt lookup's does; its last token is V - 1."""
-    return [
-        tuple((sum(text) + place) % (V - 1) for place in range(count - 1)) + (V - 1,) * (count > 0)
-        for text, count in zip(texts, counts, strict=True)
-    ]
-
-
-# Verifiers: what comes of drafts after texts.
-
-
-def packed(texts, drafts, params):
-    """The target's logits at each drafted token and after, the drafter's at each drafted one."""
-    target, drafter = [], []
-    for text, draft in zip(texts, drafts, strict=True):
-        befores = [(*text, *draft[:end]) for end in range(len(draft) + 1)]
-        target += [target_after(params, before) for before in befores]
-        drafter += [drafter_after(params, before) for before in befores[:-1]]
-    return torch.stack(target), torch.stack([*drafter, torch.zeros(V)])[:-1]
-
-
-def by_equality(texts, drafts, params):
-    target, _ = packed(texts, drafts, params)
-    return verify_by_equality(target, drafts, params, addresses(texts))
-
-
-def by_rejection(texts, drafts, params):
-    target, drafter = packed(texts, drafts, params)
-    return verify_by_rejection(target, drafts, params, addresses(texts), drafter)
-
-
-def by_rejection_of_a_point(texts, drafts, params):
-    target, _ = packed(texts, drafts, params)
-    return verify_by_rejection(target, drafts, params, addresses(texts))
-
-
 def outcomes(result):
     """How many tokens stay and which comes next, row by row."""
     return list(zip(result.num_accepted.tolist(), result.next_ids.tolist(), strict=True))
 
-
-def generated(drafter, verifier, params, rows):
-    """Texts of LENGTH tokens each, and how many of their tokens were drafted ones that stayed."""
-    texts, accepted, step = [()] * rows, 0, 0
-    while any(len(text) < LENGTH for text in texts):
-        open_rows = [row for row, text in enumerate(texts) if len(text) < LENGTH]
-        counts = [0] * rows
-        for row in open_rows:
-            counts[row] = min((row + step) % 4, LENGTH - 1 - len(texts[row]))
-        drafts = drafter(texts, counts, params)
-        verified = verifier(texts, drafts, params)
-        for row, (count, token) in enumerate(outcomes(verified)):
-            if len(texts[row]) < LENGTH:
-                texts[row] = (*texts[row], *drafts[row][:count], token)
-                accepted += count
-        step += 1
-    return texts, accepted
-
-
-@cache
-def chances(params):
-    """The chance of each text of LENGTH tokens, in float64."""
-    found = {(): 1.0}
-    for _ in range(LENGTH):
-        found = {
-            (*text, token): chance * share
-            for text, chance in found.items()
-            for token, share in enumerate(
-                target_after(params, text).double().softmax(dim=-1).tolist()
-            )
-        }
-    return found
-
-
-def is_distributed(texts, expected, places):
-    """Whether the tokens at these places come as often as the chances say, by chi-square."""
-    share = Counter()
-    for text, chance in expected.items():
-        share[tuple(text[place] for place in places)] += chance
-    counts = Counter(tuple(text[place] for place in places) for text in texts)
-    if any(not share[key] for key in counts):
-        return False
-    pools, rest = [], [0, 0.0]
-    for key, chance in share.items():
-        if chance * len(texts) >= 5:
-            pools.append((counts[key], chance * len(texts)))
-        else:
-            rest = [rest[0] + counts[key], rest[1] + chance * len(texts)]
-    if rest[1] >= 5:
-        pools.append(tuple(rest))
-    statistic = sum((count - mean) ** 2 / mean for count, mean in pools)
-    return statistic < limit(len(pools) - 1)
-
-
-def limit(freedom):
-    """The 99.99th percentile of chi-square. Source: Wilson and Hilferty 1931."""
-    spread = 2 / (9 * freedom)
-    return freedom * (1 - spread + 3.719 * math.sqrt(spread)) ** 3
-
-
-def is_exact(drafter, verifier, params, rows=ROWS):
-    texts, accepted = generated(drafter, verifier, params, rows)
-    assert accepted > rows / 20
-    expected = chances(params)
-    subsets = [[0], [1], [2], [0, 1], [1, 2], [0, 2], [0, 1, 2]]
-    return all(is_distributed(texts, expected, places) for places in subsets)
-
-
-EXACT = {
-    "equality": (drawn, by_equality),
-    "equality, shared noise": (coupled, by_equality),
-    "equality, lookup": (looked_up, by_equality),
-    "rejection": (drawn, by_rejection),
-    "rejection, lookup": (looked_up, by_rejection_of_a_point),
-    "rejection, draws taken for a lookup": (drawn, by_rejection_of_a_point),
-}
-
-
-@each_shape
-@pytest.mark.parametrize(("drafter", "verifier"), EXACT.values(), ids=EXACT)
-def test_the_output_has_the_distribution_of_the_target(drafter, verifier, params):
-    assert is_exact(drafter, verifier, params)
-
-
-# Broken verifiers, each of which must fail that test.
-
-
-def ended(texts, drafts, counts, params, logits_of=lambda logits, rejected: logits):
-    """So many tokens of each draft stay; RECOVER then draws from the target's logits there."""
-    target, _ = packed(texts, drafts, params)
-    starts = itertools.accumulate((len(draft) + 1 for draft in drafts), initial=0)
-    decisive = [start + count for start, count in zip(starts, counts, strict=False)]
-    rejected = [(*draft, -1)[count] for draft, count in zip(drafts, counts, strict=True)]
-    logits = logits_of(target[decisive], torch.tensor(rejected)[:, None])
-    fresh = sample(logits, params, addresses(texts, purpose=Purpose.RECOVER))
-    return Verified(torch.tensor(counts), fresh)
-
-
-def accepting_always(texts, drafts, params):
-    return ended(texts, drafts, [len(draft) for draft in drafts], params)
-
-
-def recovering_from_the_target(texts, drafts, params):
-    counts = by_rejection(texts, drafts, params).num_accepted.tolist()
-    return ended(texts, drafts, counts, params)
-
-
-def recovering_from_all_but_the_rejected(texts, drafts, params):
-    """What is right for a lookup alone."""
-
-    def without(logits, rejected):
-        return logits.masked_fill(torch.arange(V) == rejected, OUT)
-
-    counts = by_rejection(texts, drafts, params).num_accepted.tolist()
-    return ended(texts, drafts, counts, params, without)
-
-
-def replacing_with_fresh_noise(texts, drafts, params):
-    """Equality, with a new draw for the token that differs: it may be the rejected one again."""
-    counts = by_equality(texts, drafts, params).num_accepted.tolist()
-    return ended(texts, drafts, counts, params)
-
-
-def with_noise_of(purpose, *, accept=False, recover=False):
-    """The rejection rule, with the noise of another purpose to accept or recover by."""
-
-    def verifier(texts, drafts, params):
-        def moved(given):
-            return [each._replace(purpose=purpose, lane=DRAFTER) for each in given]
-
-        with pytest.MonkeyPatch.context() as patch:
-            if accept:
-                patch.setattr(verify, "uniform", lambda at, ids: noise.uniform(moved(at), ids))
-            if recover:
-                patch.setattr(verify, "sample", lambda x, how, at: sample(x, how, moved(at)))
-            return by_rejection(texts, drafts, params)
-
-    return verifier
-
-
-def told_another_drafter(texts, drafts, params):
-    """The rejection rule with logits that the drafter did not draw from."""
-    target, drafter = packed(texts, drafts, params)
-    return verify_by_rejection(target, drafts, params, addresses(texts), drafter.roll(1, dims=1))
-
-
-def shifted_by_one(texts, drafts, params):
-    """The rejection rule with the target's logits of the position after."""
-    target, drafter = packed(texts, drafts, params)
-    return verify_by_rejection(target.roll(-1, dims=0), drafts, params, addresses(texts), drafter)
-
-
-BROKEN = {
-    "accepts always": (drawn, accepting_always),
-    "recovers from p": (drawn, recovering_from_the_target),
-    "recovers from p without the token": (drawn, recovering_from_all_but_the_rejected),
-    "accepts by the noise of the draft": (drawn, with_noise_of(Purpose.DRAFT, accept=True)),
-    "drafted with the noise to accept by": (
-        lambda texts, counts, params: drawn(texts, counts, params, TARGET, Purpose.ACCEPT),
-        by_rejection,
-    ),
-    "told another drafter": (drawn, told_another_drafter),
-    "one position late": (drawn, shifted_by_one),
-    "equality, replaced by a fresh draw": (drawn, replacing_with_fresh_noise),
-}
-
-
-@each_shape
-@pytest.mark.parametrize(("drafter", "verifier"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_verifier_has_another_distribution(drafter, verifier, params):
-    assert not is_exact(drafter, verifier, params)
-
-
-def test_even_the_faint_mark_of_recovering_by_the_noise_of_the_draft_is_seen():
-    params, verifier = PARAMS["shaped"], with_noise_of(Purpose.DRAFT, recover=True)
-    assert not is_exact(drawn, verifier, params, 3 * ROWS)
-    assert is_exact(drawn, by_rejection, params, 3 * ROWS)
-
-
-# How much is accepted.
-
-
-def share_accepted(drafter, verifier, params):
-    """How often a single drafted first token stays, of the target's and the drafter's overlap."""
-    texts = [()] * ROWS
-    drafts = drafter(texts, [1] * ROWS, params)
-    p, q = (after(params, ()).double().softmax(-1) for after in (target_after, drafter_after))
-    return verifier(texts, drafts, params).num_accepted.double().mean().item(), p, q
-
-
-@each_shape
-def test_rejection_accepts_as_often_as_the_distributions_overlap(params):
-    share, p, q = share_accepted(drawn, by_rejection, params)
-    assert share == pytest.approx(torch.minimum(p, q).sum().item(), abs=0.03)
-
-
-@each_shape
-def test_equality_accepts_as_often_as_independent_draws_agree(params):
-    share, p, q = share_accepted(drawn, by_equality, params)
-    assert share == pytest.approx((p * q).sum().item(), abs=0.03)
-
-
-@each_shape
-def test_shared_noise_accepts_at_least_what_is_known_of_gumbel_coupling(params):
-    share, p, q = share_accepted(coupled, by_equality, params)
-    distance = 1 - torch.minimum(p, q).sum().item()
-    assert share > (1 - distance) / (1 + distance) - 0.03
-    assert share > (p * q).sum().item() + 0.02
-
-
-@each_shape
-def test_a_lookup_is_accepted_as_often_as_the_target_says_it(params):
-    share, p, _ = share_accepted(looked_up, by_rejection_of_a_point, params)
-    assert share == pytest.approx(p[V - 1].item(), abs=0.03)
-
-
-def test_a_drafter_that_is_the_target_is_never_rejected():
-    logits = torch.randn(4 * 300, 700, generator=torch.Generator().manual_seed(3)) * 4
-    drafted = logits.view(300, 4, 700)[:, :3].flatten(0, 1)
-    tokens = sample(drafted, SamplingParams(), at(900, purpose=Purpose.DRAFT))
-    drafts = tokens.view(300, 3).tolist()
-    result = verify_by_rejection(logits, drafts, SamplingParams(), at(300), drafted)
-    assert result.num_accepted.tolist() == [3] * 300
-
-
-# Same seed, same text.
 
 SETTINGS = [
     SamplingParams(),
@@ -368,96 +49,6 @@ each_setting = pytest.mark.parametrize("params", SETTINGS, ids=["plain", "k", "p
 def at(count, **fields):
     return [Address(5, TARGET, row, 17 + 3 * row, **fields) for row in range(count)]
 
-
-@cache
-def wide_target(params, text):
-    """Processed logits of a random model of WIDTH tokens that sees the last two."""
-    number = sum(token * WIDTH**place for place, token in enumerate(text[-2:]))
-    generator = torch.Generator().manual_seed(number)
-    return process(torch.randn(1, WIDTH, generator=generator) * 4, params)[0]
-
-
-def plain_decoding(params, row, length):
-    text = ()
-    for _ in range(length):
-        address = at(8)[row]._replace(position=at(8)[row].position + len(text))
-        text += (sample(wide_target(params, text)[None], params, [address]).item(),)
-    return text
-
-
-def speculated(params, drafter, length, rows=8):
-    """Texts by equality; drafter gives the tokens to draft after a row's text."""
-    texts, accepted = [()] * rows, 0
-    while min(map(len, texts)) < length:
-        drafts = [drafter(row, text) for row, text in enumerate(texts)]
-        target = torch.stack(
-            [
-                wide_target(params, (*text, *draft[:end]))
-                for text, draft in zip(texts, drafts, strict=True)
-                for end in range(len(draft) + 1)
-            ]
-        )
-        places = [
-            place._replace(position=place.position + len(text))
-            for place, text in zip(at(rows), texts, strict=True)
-        ]
-        result = verify_by_equality(target, drafts, params, places)
-        accepted += sum(result.num_accepted.tolist())
-        texts = [
-            (*text, *draft[:count], token)
-            for text, draft, (count, token) in zip(texts, drafts, outcomes(result), strict=True)
-        ]
-    return [text[:length] for text in texts], accepted
-
-
-@each_setting
-def test_equality_gives_the_tokens_of_plain_decoding_whoever_drafts(params):
-    plain = [plain_decoding(params, row, 12) for row in range(8)]
-
-    def half_right(row, text):
-        """The coming tokens, with a mistake in some places, and lengths that change."""
-        coming = plain[row][len(text) : len(text) + (row + len(text)) % 6]
-        return [
-            (token + 1) % WIDTH if (row + len(text) + place) % 4 == 3 else token
-            for place, token in enumerate(coming)
-        ]
-
-    texts, accepted = speculated(params, half_right, 12)
-    assert texts == plain
-    assert accepted > 20
-    for drafter in (lambda row, text: [], lambda row, text: [row] * 3):
-        assert speculated(params, drafter, 12)[0] == plain
-
-
-def test_another_seed_would_be_noticed():
-    params = SETTINGS[0]
-    plain = [plain_decoding(params, row, 4) for row in range(8)]
-    with pytest.MonkeyPatch.context() as patch:
-        moved = Purpose.RECOVER
-        patch.setattr(
-            verify,
-            "sample",
-            lambda x, how, places: sample(x, how, [p._replace(purpose=moved) for p in places]),
-        )
-        assert speculated(params, lambda row, text: [1], 4)[0] != plain
-
-
-@each_setting
-def test_greedy_rejection_accepts_what_is_likeliest(params):
-    target, drafts, drafter = a_batch(SamplingParams(temperature=0))
-    result = verify_by_rejection(target, drafts, SamplingParams(temperature=0), (), drafter)
-    likeliest = iter(target.double().argmax(dim=-1).tolist())
-    for draft, count, token in zip(
-        drafts, result.num_accepted.tolist(), result.next_ids.tolist(), strict=True
-    ):
-        said = list(itertools.islice(likeliest, len(draft) + 1))
-        assert said[:count] == draft[:count]
-        assert token == said[count]
-        assert count == len(draft) or draft[count] != token
-    assert 0 < result.num_accepted.sum() < sum(map(len, drafts))
-
-
-# Rows.
 
 LENGTHS = [3, 0, 5, 1, 0, 2, 7, 4, 1, 6]
 
@@ -595,14 +186,14 @@ def test_logits_are_never_written_to(rule):
 
 def test_the_rejection_rule_never_reads_the_noise_of_plain_sampling(monkeypatch):
     read = []
-    words = noise.random_words
+    words_of = noise._words_of
 
-    def noted(places, tokens, **options):
-        read.extend(place.purpose for place in places)
-        return words(places, tokens, **options)
+    def noted(addresses):
+        read.extend(address.purpose for address in addresses)
+        return words_of(addresses)
 
     target, drafts, drafter = a_batch(SamplingParams())
-    monkeypatch.setattr(noise, "random_words", noted)
+    monkeypatch.setattr(noise, "_words_of", noted)
     verify_by_rejection(target, drafts, SamplingParams(), at(10), drafter)
     assert set(read) == {Purpose.ACCEPT, Purpose.RECOVER}
     verify_by_equality(target, drafts, SamplingParams(), at(10))

@@ -24,8 +24,7 @@ from stepwell.model.config import ModelConfig, RopeScaling
 from stepwell.model.forward import ForwardPass
 from stepwell.model.transformer import Transformer
 
-VOCABULARY = 13
-CONTEXT = 40
+VOCABULARY, CONTEXT = 13, 40
 TOLERANCE = 1e-5
 
 SMALL = ModelConfig(vocab_size=VOCABULARY, context_length=CONTEXT, width=16, num_heads=4)

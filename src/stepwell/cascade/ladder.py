@@ -43,7 +43,9 @@ class StageConfig(Section):
 
     name: str = Field(min_length=1)
     model: str = Field(min_length=1, description="model directory, relative to the ladder file")
-    weights: WeightFormat | None = Field(None, description="int8: keep its matrices in 8 bits")
+    weights: WeightFormat | None = Field(
+        None, description="int8, int4: keep its matrices in 8 or 4 bits"
+    )
     train: dict[str, Any] | None = Field(None, description="how to make it: task, preset, steps")
 
 

@@ -25,7 +25,8 @@ class ComputeFlags:
     dtype: Annotated[str | None, Parameter(choices=DTYPES)] = None
     """Number format of the weights; that of the model where it is not given."""
     weights: WeightFormat | None = None
-    """int8 keeps the matrices in 8 bits: half the memory of bf16 and its time, for a small loss."""
+    """int8 keeps the matrices in 8 bits: half the memory of bf16 and its time, for a small loss;
+    int4 in 4 bits, for a GPU."""
     strict: bool = False
     """The same bits in every company: batches, chunks and caches move nothing (CPU only)."""
     threads: int = 0

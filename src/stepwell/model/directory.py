@@ -6,8 +6,8 @@ Owns the choice between one file and shards, and what must agree between shards 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from stepwell.errors import ConfigError, WeightsError
 from stepwell.model.json_keys import read_json
 from stepwell.model.names import LAYER
 from stepwell.model.staging import UNFINISHED
-from stepwell.model.tensor_files import read_safetensors
+from stepwell.model.tensor_files import read_safetensors, read_tensor
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -40,11 +40,15 @@ def read_config_file(directory: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by their stored names, and the file that each came from. `source` names the whole."""
+    """Tensors by their stored names, and the file that each came from. `source` names the whole.
+
+    stamps: what tells each file from one that is put in its place, where it may be read again.
+    """
 
     source: Path
     tensors: Mapping[str, Tensor]
     files: Mapping[str, Path]
+    stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def num_layers(self) -> int:
@@ -52,13 +56,25 @@ class Checkpoint:
         found = filter(None, map(LAYER.match, self.tensors))
         return max((int(match[1]) + 1 for match in found), default=0)
 
+    def read_again(self, name: str) -> Tensor:
+        """A tensor in a mapping of its own: once it is let go, no page of it stays in memory.
+
+        Raises WeightsError where another file has taken the place of the one that was opened.
+        """
+        file = self.files[name]
+        tensor = read_tensor(file, name)
+        if _stamp(file) != self.stamps[file]:
+            raise WeightsError(f"{file} was replaced while it was read.", fix="load it again.")
+        return tensor
+
 
 def open_checkpoint(directory: Path) -> Checkpoint:
     """The tensors of a directory, one file or shards. Raises WeightsError where one is damaged."""
     if (directory / WEIGHTS).is_file():
         path = directory / WEIGHTS
+        stamps = _stamps([path])
         tensors = read_safetensors(path)
-        return Checkpoint(path, tensors, dict.fromkeys(tensors, path))
+        return Checkpoint(path, tensors, dict.fromkeys(tensors, path), stamps)
     if not (directory / INDEX).is_file():
         others = [
             path.name for path in sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt"))
@@ -75,7 +91,9 @@ def _open_shards(index: Path) -> Checkpoint:
     weight_map = _weight_map(index)
     tensors: dict[str, Tensor] = {}
     files: dict[str, Path] = {}
-    for file in sorted(set(weight_map.values())):
+    names = sorted(set(weight_map.values()))
+    stamps = _stamps(index.parent / file for file in names)
+    for file in names:
         path = index.parent / file
         if not path.is_file():
             raise WeightsError(
@@ -93,7 +111,18 @@ def _open_shards(index: Path) -> Checkpoint:
             )
         tensors |= shard
         files |= dict.fromkeys(shard, path)
-    return Checkpoint(index, tensors, files)
+    return Checkpoint(index, tensors, files, stamps)
+
+
+def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, ...]]:
+    """The stamps of those files that are there."""
+    return {file: _stamp(file) for file in files if file.is_file()}
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """What changes when another file is put in this one's place, or it is written to."""
+    found = file.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from stepwell.model.attention import Attention
 from stepwell.model.mlp import MLP
 from stepwell.model.norm import RMSNorm
 from stepwell.model.quantize import QuantizedLinear
+from stepwell.model.quantize4 import FourBitLinear
 from stepwell.model.transformer import Block, Transformer
 from stepwell.native.decoder import (
     Decoder,
@@ -25,10 +26,14 @@ FLOATS = (torch.float32, torch.bfloat16)
 def native_decoder(model: Transformer) -> Decoder | None:
     """A decoder over the model's own weights; None where there are no kernels for it.
 
-    It sees what is later written into these weights, but not tensors put in their place.
+    It sees what is later written into matrices and embeddings, and into the norms and biases of a
+    float32 model. Those of a bfloat16 model it has copied to float32, and it has copied what is not
+    contiguous: later writes do not reach these. Tensors put in a weight's place are never seen.
     """
     library = load()
     if library is None or model.device.type != "cpu" or model.dtype not in FLOATS:
+        return None
+    if any(isinstance(module, FourBitLinear) for module in model.modules()):
         return None
     floats = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if not floats <= {model.dtype, *_scales(model)}:

@@ -4,20 +4,29 @@ Each row of a matrix is cut into groups of GROUP inputs with a scale of their ow
 from -127 to 127. On a CPU the native kernels multiply these integers as they are; elsewhere a
 layer's weights are turned back into floats when they are needed, one layer at a time.
 
-A place is left for 4 bits: another class beside QuantizedLinear, with kernels of its own.
+Owns as well which matrices of a model are rounded, to 8 bits or 4, one after the other. The 4-bit
+layer is in `quantize4`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepwell.model.quantize4 import FourBitLinear
 from stepwell.model.transformer import Transformer
 from stepwell.native.decoder import GROUP
 
 ZERO = 128
 """What is stored for q = 0: bytes without a sign suit the processors' dot products."""
+
+STRIP: Final = 2**16
+"""Weights that are rounded at once: a matrix is never in memory as float32 as a whole."""
 
 
 class QuantizedLinear(nn.Module):
@@ -41,8 +50,20 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     The largest weight of a group becomes 127 or -127; a group of zeros has the scale 0.
     """
+    (outputs, inputs), device = weight.shape, weight.device
+    groups, step = -(-inputs // GROUP), max(1, STRIP // inputs)
+    # What stays is allocated before what passes, which else would leave holes between what stays.
+    stored = torch.empty(outputs, groups * GROUP, dtype=torch.uint8, device=device)
+    scale = torch.empty(outputs, groups, dtype=torch.float32, device=device)
+    for start in range(0, outputs, step):
+        rows = slice(start, start + step)
+        stored[rows], scale[rows] = _quantize_strip(weight.detach()[rows])
+    return stored, scale
+
+
+def _quantize_strip(weight: Tensor) -> tuple[Tensor, Tensor]:
     outputs, inputs = weight.shape
-    groups_NGK = F.pad(weight.detach().float(), (0, -inputs % GROUP)).view(outputs, -1, GROUP)
+    groups_NGK = F.pad(weight.float(), (0, -inputs % GROUP)).view(outputs, -1, GROUP)
     scale_NG = groups_NGK.abs().amax(-1) / 127
     inverse_NG = torch.where(scale_NG > 0, 1 / scale_NG, 0.0)
     q_NGK = (groups_NGK * inverse_NG[..., None]).round_().add_(ZERO)
@@ -55,16 +76,48 @@ def dequantize(stored: Tensor, scale: Tensor) -> Tensor:
     return (groups_NGK * scale[..., None]).view(stored.shape)
 
 
-@torch.no_grad()
-def quantize_weights(model: Transformer) -> Transformer:
-    """The same model with 8-bit weights in all of its matrices but the embeddings, in place.
+@dataclass(frozen=True)
+class Rounding:
+    """What becomes of a model's matrices: the layer that keeps one, and whether the head is one."""
 
-    A tied head becomes a quantized copy of the embedding. The model can no longer be trained.
+    layer: Callable[[Tensor, Tensor | None], nn.Module]
+    head: bool
+
+    def matrices(self, model: Transformer) -> dict[str, str]:
+        """The parameters that are rounded, each with the module it is put into, the head last."""
+        named = model.named_modules()
+        found = {f"{name}.weight": name for name, part in named if isinstance(part, nn.Linear)}
+        found.pop("head.weight", None)
+        if self.head:
+            found["embed.weight" if model.head is None else "head.weight"] = "head"
+        return found
+
+    @torch.no_grad()
+    def put(self, model: Transformer, name: str, weight: Tensor) -> None:
+        """Replaces the module of that name by one with `weight` [N, K], rounded."""
+        bias = None if name == "head" else model.get_submodule(name).bias
+        assert bias is None or isinstance(bias, Tensor)
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, self.layer(weight, bias))
+
+
+RoundedFormat = Literal["int8", "int4"]
+
+ROUNDINGS: Final[Mapping[str, Rounding]] = {
+    "int8": Rounding(QuantizedLinear, head=True),
+    "int4": Rounding(FourBitLinear, head=False),
+}
+
+
+def quantize_weights(model: Transformer, weights: RoundedFormat = "int8") -> Transformer:
+    """The same model with 8- or 4-bit weights in its matrices, in place, one after the other.
+
+    Embeddings stay as they are, with 4 bits the head too; with 8 bits a tied head becomes a
+    quantized copy of the embedding. The model can no longer be trained.
+
+    Raises ConfigError and DeviceError for "int4" as `FourBitLinear` does.
     """
-    for parent in list(model.blocks.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, QuantizedLinear(child.weight, child.bias))
-    head = model.head if isinstance(model.head, nn.Linear) else model.embed
-    model.head = QuantizedLinear(head.weight, None)
+    rounding = ROUNDINGS[weights]
+    for parameter, name in rounding.matrices(model).items():
+        rounding.put(model, name, model.get_parameter(parameter))
     return model.requires_grad_(False).eval()

@@ -46,6 +46,19 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise _diagnosis(path, error) from None
 
 
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a file, in a mapping of its own: its pages leave memory when it does.
+
+    Raises WeightsError where the file is no longer there or no longer sound.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+    except (OSError, SafetensorError) as error:
+        raise _diagnosis(path, error) from None
+
+
 def write_safetensors(
     path: Path,
     shapes: Mapping[str, Sequence[int]],

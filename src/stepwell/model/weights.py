@@ -33,7 +33,8 @@ from stepwell.model.directory import (
 from stepwell.model.hub import locate as locate
 from stepwell.model.json_keys import read_json
 from stepwell.model.names import HEAD, REDUNDANT, StoredTensor, stored_tensors
-from stepwell.model.quantize import QuantizedLinear, quantize_weights
+from stepwell.model.quantize import ROUNDINGS, QuantizedLinear, Rounding
+from stepwell.model.quantize4 import FourBitLinear, bitsandbytes
 from stepwell.model.staging import staged
 from stepwell.model.tensor_files import write_safetensors
 from stepwell.model.transformer import Transformer
@@ -68,7 +69,8 @@ def load_model(
     """The model of a directory or Hub id, in eval mode.
 
     dtype: None keeps what config.json names, or else what is stored.
-    weights: "int8" rounds the matrices to 8 bits; see `quantize_weights`. "bf16" is dtype bfloat16.
+    weights: "int8" and "int4" round the matrices to 8 and 4 bits, one after the other as they are
+    read; see `quantize_weights`. "bf16" is dtype bfloat16, and so is the rest of a model in 4 bits.
     mmap: on a CPU the weights stay pages of the file where dtype and layout allow it (GPT-2's are
     stored transposed and are copied). False copies all, for a file that others may overwrite.
     ignore_keys: keys of config.json that you know not to change what the model computes.
@@ -79,9 +81,11 @@ def load_model(
     values, where = read_config_file(directory), str(directory / CONFIG)
     config = read_config(values, where=where, ignore_keys=ignore_keys)
     wanted = _dtype_of(weights, parse_dtype(dtype)) or read_dtype(values, where=where)
+    if weights == "int4":
+        bitsandbytes(target)
+    rounding = None if weights is None else ROUNDINGS.get(weights)
     checkpoint = open_checkpoint(directory)
-    model = assemble(config, checkpoint, dtype=wanted, device=target, mmap=mmap)
-    return quantize_weights(model) if weights == "int8" else model
+    return assemble(config, checkpoint, dtype=wanted, device=target, mmap=mmap, rounding=rounding)
 
 
 def save_model(
@@ -126,10 +130,10 @@ def _dtype_of(weights: WeightFormat | None, dtype: torch.dtype | None) -> torch.
             f"weights is {weights!r}. {suggest(weights, get_args(WeightFormat))}",
             fix="leave it out to keep the weights as they are stored.",
         )
-    if weights != "bf16":
+    if weights not in ("bf16", "int4"):
         return dtype
     if dtype not in (None, torch.bfloat16):
-        raise ConfigError(f"weights is 'bf16', but dtype is {_word(dtype)}; give one of them.")
+        raise ConfigError(f"weights is {weights!r}, but dtype is {_word(dtype)}; give one of them.")
     return torch.bfloat16
 
 
@@ -140,8 +144,11 @@ def assemble(
     dtype: torch.dtype | None,
     device: torch.device,
     mmap: bool,
+    rounding: Rounding | None = None,
 ) -> Transformer:
     """A Transformer, in eval mode, whose parameters are the checkpoint's tensors.
+
+    rounding: what becomes of the matrices; they are then never all in memory as they are stored.
 
     Raises WeightsError where one is missing, left over, or of another shape or kind.
     """
@@ -154,14 +161,34 @@ def assemble(
     with torch.device("meta"):
         model = Transformer(config)
     names = _match(config, checkpoint, stored_tensors(config, model.state_dict()))
+    first = next(iter(names.values()))
+    dtype = dtype or checkpoint.tensors[first].dtype
+    if rounding is not None:
+        _round(model, rounding, checkpoint, names, dtype, device)
+    missing = {part for part, parameter in model.named_parameters() if parameter.is_meta}
     state: dict[str, Tensor] = {}
     for stored, name in names.items():
-        tensor = checkpoint.tensors[name]
-        dtype = dtype or tensor.dtype
-        for part, piece in stored.split(tensor).items():
-            state[part] = _settle(piece, dtype, device, mmap)
-    model.load_state_dict(state, assign=True)
-    return model.eval()
+        if missing.issuperset(stored.parts):
+            for part, piece in stored.split(checkpoint.tensors[name]).items():
+                state[part] = _settle(piece, dtype, device, mmap)
+    model.load_state_dict(state, assign=True, strict=rounding is None)
+    return model.eval().requires_grad_(rounding is None)
+
+
+def _round(
+    model: Transformer,
+    rounding: Rounding,
+    checkpoint: Checkpoint,
+    names: Mapping[StoredTensor, str],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Puts the matrices into the model, rounded; one at a time is in memory as it is stored."""
+    modules = rounding.matrices(model)
+    for stored, name in names.items():
+        if modules.keys() >= set(stored.parts):
+            for part, piece in stored.split(checkpoint.read_again(name)).items():
+                rounding.put(model, modules[part], _settle(piece, dtype, device, mmap=True))
 
 
 def _match(
@@ -232,11 +259,14 @@ def _settle(piece: Tensor, dtype: torch.dtype, device: torch.device, mmap: bool)
 
 
 def _refuse_quantized(model: Transformer) -> None:
-    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
-        raise WeightsError(
-            "The model has 8-bit weights, which no family's checkpoint holds.",
-            fix="save the model that they were made from, and load it with weights='int8'.",
-        )
+    bits = {QuantizedLinear: 8, FourBitLinear: 4}
+    for module in model.modules():
+        if type(module) in bits:
+            number = bits[type(module)]
+            raise WeightsError(
+                f"The model has {number}-bit weights, which no family's checkpoint holds.",
+                fix=f"save the model that they were made from; load it with weights='int{number}'.",
+            )
 
 
 def _refuse_unnamed(

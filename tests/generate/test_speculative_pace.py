@@ -1,0 +1,127 @@
+"""When drafting pays: how many tokens are drafted follows measured seconds and success."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+
+import pytest
+
+from stepwell.generate.draft import Pace, Seconds
+from stepwell.generate.engine import InferenceEngine
+from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
+from stepwell.model import native
+from stepwell.native.library import unavailable_reason
+
+STRICT = False
+
+
+@pytest.fixture(params=["native", "torch", "native-strict", "tiles"], autouse=True)
+def executors(request, monkeypatch):
+    """With the kernels and without, in strict mode and out of it."""
+    if request.param in ("torch", "tiles"):
+        monkeypatch.setattr(native, "load", lambda: None)
+    elif native.load() is None:
+        pytest.skip(f"no native kernels: {unavailable_reason()}")
+    strict = request.param in ("native-strict", "tiles")
+    monkeypatch.setattr(sys.modules[__name__], "STRICT", strict)
+
+
+def engine_of(model, **options):
+    options = {"strict": STRICT, "max_rows": 4, "eos_ids": [], "newline_ids": [], **options}
+    return InferenceEngine(model, **options)
+
+
+def request(*prompt, **params):
+    params = {"max_new_tokens": 12, **params}
+    return Request(prompt or (1, 2, 3, 1, 2, 3), SamplingParams(**params))
+
+
+def some_requests(count=4, **params):
+    prompts = [[1 + place % 9 for place in range(6 + 5 * row)] for row in range(count)]
+    return [request(*prompt, seed=row, **params) for row, prompt in enumerate(prompts)]
+
+
+def answer(handle):
+    """The tokens of a request, why it ended, and how many tokens it is said to have."""
+    events = list(handle)
+    ids = [event.token_id for event in events if isinstance(event, TokenEvent)]
+    [end] = [event for event in events if isinstance(event, FinishedEvent)]
+    return ids, end.reason, end.usage.completion_tokens
+
+
+def run_all(engine, requests, draft=None, **how):
+    handles = [engine.submit(each, draft=draft, **how) for each in requests]
+    found = [answer(handle) for handle in handles]
+    assert engine.num_free_rows == engine.max_rows
+    return found
+
+
+def measured(**seconds):
+    found = Seconds()
+    for name, value in seconds.items():
+        found.add(int(name[1:]), value)
+        found.add(int(name[1:]), value)
+    return found
+
+
+def test_seconds_lie_on_lines_between_the_sizes_measured():
+    found = measured(n2=1.0, n4=2.0, n8=3.0)
+    assert [found.of(size) for size in (1, 2, 3, 4, 6, 8)] == [1.0, 1.0, 1.5, 2.0, 2.5, 3.0]
+    assert found.of(14) == pytest.approx(5.0)
+    assert (found.reaches(1), found.reaches(2), found.reaches(9)) == (False, True, True)
+    assert measured(n4=2.0).of(8) == 3.0
+    assert measured(n2=2.0, n4=1.0).of(9) == 1.0
+
+
+def test_a_slow_first_measurement_and_a_slow_single_one_count_little():
+    found = Seconds()
+    for value in (9.0, 1.0, 1.0, 50.0):
+        found.add(1, value)
+    assert found.of(1) == pytest.approx(1.2)
+    for _ in range(60):
+        found.add(1, 3.0)
+    assert found.of(1) == pytest.approx(3.0, rel=0.01)
+
+
+def settled(verify, drafting, chance, rows=1, steps=400, reading=0.0):
+    """The mean draft length of the last steps, where each token stays with such a chance."""
+    pace, drawn, chosen = Pace(reading=reading), random.Random(0), []
+    pace.seconds.add(rows, drafting)
+    for _ in range(steps):
+        length = pace.choose(rows, 0, verify)
+        chosen.append(length)
+        kept = [
+            sum(itertools.takewhile(bool, (drawn.random() < chance for _ in range(length))))
+            for _ in range(rows)
+        ]
+        pace.length.observe([length] * rows, kept)
+    return sum(chosen[steps // 2 :]) / (steps - steps // 2)
+
+
+def test_the_draft_length_follows_cost_and_success_down_to_none():
+    cheap, dear = measured(n1=1.0, n9=1.2), measured(n1=1.0, n9=9.0)
+    assert settled(cheap, 0.01, 0.95) > 6
+    assert settled(cheap, 0.01, 0.02) < 1
+    assert settled(cheap, 1.0, 0.6) < 0.1
+    assert settled(dear, 0.01, 0.5) < 0.1
+    batch = measured(n16=1.0, n32=2.0, n144=9.0)
+    assert settled(batch, 0.01, 0.5, rows=16) < 0.1
+
+
+def test_a_drafter_that_must_read_on_is_tried_more_seldom():
+    verify = measured(n1=1.0, n9=9.0)
+    often = settled(verify, 0.01, 0.1, steps=4000)
+    seldom = settled(verify, 0.01, 0.1, steps=4000, reading=10.0)
+    assert 0 < seldom < often / 5  # 10 seconds in steps of 1 are 2 % after 500 of them
+
+
+def test_a_batch_of_a_size_never_measured_is_decoded_plainly_first(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Pace, "choose", lambda self, *rest: asked.append(rest[:2]) or 2)
+    engine = engine_of(model)
+    run_all(engine, some_requests(3), "lookup")
+    run_all(engine, some_requests(1), "lookup")
+    assert asked[0] == (3, 0)
+    assert (1, 0) in asked
