@@ -69,6 +69,16 @@ def test_a_short_prompt_does_not_overtake_one_that_finds_no_room() -> None:
     assert desk.running() == [long, short]
 
 
+def test_blocks_that_were_promised_are_not_given_twice() -> None:
+    desk = Desk(blocks=4)
+    [first], [second] = desk.add(130), desk.add(130, first=9)  # three blocks each
+    assert desk.running() == [first]
+    assert desk.compute(first) == [first]
+    assert not desk.scheduler.num_preempted
+    desk.scheduler.end([first])
+    assert desk.running() == [second]
+
+
 def test_a_sequence_that_ended_while_it_waited_is_passed_over() -> None:
     desk = Desk(rows=1)
     [first], [second] = desk.add(3), desk.add(3)

@@ -10,8 +10,8 @@ The file is a SQLite database with one table, and data only: what is read runs n
     checksum  SHA-256 of key and payload
     used      when the answer was last used, in seconds since 1970, up to an hour behind
 
-Its journal is a write-ahead log that is not flushed at each commit: what was put survives the end
-of the process, whatever ends it. A power failure may take the last commits, never half of one.
+Its journal is a write-ahead log, not flushed at each commit: what was put survives the end of the
+process, whatever ends it. A power failure may take the last commits, never half of one.
 """
 
 from __future__ import annotations
@@ -62,9 +62,8 @@ _Result = TypeVar("_Result")
 class AnswerSource:
     """What answers, the same for all requests to one generator.
 
-    model, tokenizer and adapter are fingerprints. weights: plain, or the name of a quantization.
-    device: its kind, because another one rounds otherwise. strict: bits are promised. draft: who
-    drafted, where that moves tokens (by the rejection rule).
+    model, tokenizer and adapter are fingerprints. weights: plain, or a quantization. device: its
+    kind, as another rounds otherwise. draft: who drafted, where that moves tokens (by rejection).
     """
 
     model: str
@@ -88,7 +87,7 @@ class AnswerSource:
 
 @dataclass(frozen=True)
 class AnswerKey:
-    """All that shapes one answer. How many others were asked for with it is no part of that.
+    """All that shapes one answer; not how many others were asked for with it.
 
     choice: which of the request's answers. prefix: what is put before its text.
     """

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from stepwell.errors import CacheFullError
 from stepwell.generate.sequence import Sequence
-from stepwell.model.blocks import BLOCK
+from stepwell.model.blocks import BLOCK, blocks_for
 from stepwell.model.cache import KVCache
 
 
@@ -89,8 +89,9 @@ class Scheduler:
         keys = sequence.handle.block_keys[: (len(sequence.pending) - 1) // BLOCK]
         row = self._cache.allocate()
         known = self._cache.adopt(row, keys)
-        needed = -(-(len(sequence.pending) - known) // BLOCK)
-        if self._running and needed + len(self._running) > self._cache.blocks.num_available:
+        promised = sum(blocks_for(len(other.pending)) for other in self._running)
+        needed = blocks_for(len(sequence.pending) - known)
+        if self._running and promised + needed > self._cache.blocks.num_available:
             self._cache.release(row)
             return False
         sequence.pending = sequence.pending[known:]
