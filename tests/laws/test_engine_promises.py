@@ -294,12 +294,18 @@ def check_that_sick_keys_reach_nobody(length: int) -> None:
 
 
 def mixed(count: int) -> list[Request]:
-    """Requests of all sizes up to four blocks, some of them with the prompt of another."""
-    lengths = [1 + 37 * number % 190 for number in range(count)]
+    """Requests of all sizes up to four blocks, some of them with the prompt of another.
+
+    Every third has a short prompt and an answer that grows over several blocks.
+    """
+    sizes = [
+        (1 + number % 60, 140) if number % 3 == 2 else (1 + 37 * number % 190, 1 + number % 24)
+        for number in range(count)
+    ]
     options = {"temperature": 0.8, "logprobs": 0}
     return [
-        request(length, number % 5, max_new_tokens=1 + number % 24, **options)
-        for number, length in enumerate(lengths)
+        request(length, number % 5, max_new_tokens=new, **options)
+        for number, (length, new) in enumerate(sizes)
     ]
 
 
