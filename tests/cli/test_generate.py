@@ -95,6 +95,34 @@ def test_a_file_of_answers_is_the_same_with_drafts(run, trained, tmp_path) -> No
     assert found[0] == found[1] == found[2]
 
 
+def test_a_file_of_answers_is_the_same_from_several_processes(run, trained, tmp_path) -> None:
+    prompts, found = tmp_path / "prompts.jsonl", []
+    prompts.write_text("".join(f'{{"prompt": "{text}>"}}\n' for text in ("abcd", "efgh") * 40))
+    for devices in ((), ("--devices", "cpu,cpu")):
+        target = tmp_path / f"answers {len(found)}.jsonl"
+        words = ("generate", trained, "--input", prompts, "--output", target, "--seed", 3)
+        assert run(*words, *devices).code == 0
+        found.append(target.read_text())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((PROMPT, "--devices", "cpu,cpu"), "--devices needs --input"),
+        (("--devices", "cpu,cpu", "--draft", "anything"), "cannot share a draft model"),
+        (("--devices", "cpu,abacus"), "'abacus' is no device"),
+    ],
+)
+def test_devices_that_cannot_be_had_are_refused(run, trained, tmp_path, words, said) -> None:
+    prompts, target = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text('{"prompt": "abcd>"}\n')
+    files = () if PROMPT in words else ("--input", prompts, "--output", target)
+    ended = run("generate", trained, *words, *files)
+    assert ended.code in (1, 2)
+    assert said in ended.err
+
+
 def test_a_draft_model_that_is_not_there_is_an_error(run, trained, tmp_path) -> None:
     ended = run("generate", trained, PROMPT, "--draft", tmp_path / "nowhere")
     assert ended.code != 0

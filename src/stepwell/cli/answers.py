@@ -7,7 +7,9 @@ requests the same: weights, tokenizer, sampling and prompts.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,9 +22,10 @@ from stepwell.config import fingerprint
 from stepwell.errors import UsageError
 
 if TYPE_CHECKING:
-    from stepwell.generate.request import SamplingParams
+    from stepwell.generate.request import Completion, SamplingParams
     from stepwell.generate.speculative import DraftSource
     from stepwell.generate.text import TextGenerator
+    from stepwell.generate.workers import WorkerPool
 
 BATCHES_AHEAD: Final = 4  # handed over at once: rows stay full, and a kill loses little
 
@@ -36,10 +39,11 @@ def answer_prompts(
     *,
     fresh: bool,
     draft: DraftSource | None = None,
+    devices: Sequence[str] = (),
 ) -> int:
     """Answers every prompt of the first file into the second; the exit code.
 
-    draft: what proposes tokens; it does not shape the answers.
+    draft: what proposes tokens; it does not shape the answers, nor do the devices that share them.
     """
     source, target = files
     assert source is not None
@@ -57,7 +61,10 @@ def answer_prompts(
         output.note(f"{target} holds all {len(prompts)} answers to this request already.")
         failed = 0
     else:
-        failed = _answer_rest(generator, params, prompts, file, output, draft)
+        with _working(generator, compute, model, devices) as worker:
+            work = partial(worker.generate_batch, draft=draft, **dict(params))
+            at_once = max(1, BATCHES_AHEAD * worker.num_at_once // params.n)
+            failed = _answer_rest(work, at_once, params.n, prompts, file, output)
     plain = {"output": str(target), "prompts": len(prompts), "failed": failed}
     output.result(plain, f"{len(prompts)} prompts answered in {target}")
     if failed:
@@ -80,27 +87,35 @@ def request_of(
     }
 
 
+@contextmanager
+def _working(
+    generator: TextGenerator, compute: ComputeFlags, model: str, devices: Sequence[str]
+) -> Iterator[TextGenerator | WorkerPool]:
+    """What answers: the generator, or a process for each device."""
+    if devices:
+        with compute.pool(model, devices) as pool:
+            yield pool
+    else:
+        yield generator
+
+
 def _answer_rest(
-    generator: TextGenerator,
-    params: SamplingParams,
+    work: Callable[..., list[list[Completion]]],
+    at_once: int,
+    n: int,
     prompts: Sequence[Prompt],
     file: AnswerFile,
     output: Output,
-    draft: DraftSource | None,
 ) -> int:
     """Answers the prompts that have none yet; the number of answers that failed, of all."""
     lines = file.begin()
     if lines:
         output.note(f"{len(lines)} of {len(prompts)} prompts are answered already.")
-    chunk = max(1, BATCHES_AHEAD * generator.engine.max_rows // params.n)
-    total = (len(prompts) - len(lines)) * params.n
+    total = (len(prompts) - len(lines)) * n
     with GenerationProgress(output, file.path.name, total) as progress:
         while len(lines) < len(prompts):
-            asked = prompts[len(lines) : len(lines) + chunk]
-            texts = [prompt.text for prompt in asked]
-            answers = generator.generate_batch(
-                texts, draft=draft, progress=progress, **dict(params)
-            )
+            asked = prompts[len(lines) : len(lines) + at_once]
+            answers = work([prompt.text for prompt in asked], progress=progress)
             progress.next_batch()
             new = [file.line(*pair) for pair in zip(asked, answers, strict=True)]
             file.append(new)

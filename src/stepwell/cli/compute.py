@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -11,6 +12,7 @@ from stepwell.device import DTYPES, WeightFormat, set_threads
 
 if TYPE_CHECKING:
     from stepwell.generate.text import TextGenerator
+    from stepwell.generate.workers import WorkerPool
 
 COMPUTE_GROUP: Final = Group("Where it runs", sort_key=80)
 
@@ -25,12 +27,19 @@ class ComputeFlags:
     dtype: Annotated[str | None, Parameter(choices=DTYPES)] = None
     """Number format of the weights; that of the model where it is not given."""
     weights: WeightFormat | None = None
-    """int8 keeps the matrices in 8 bits: half the memory of bf16 and its time, for a small loss;
-    int4 in 4 bits, for a GPU."""
+    """int8 keeps the matrices in 8 bits: half of bf16's memory and time. int4 is for a GPU."""
     strict: bool = False
     """The same bits in every company: batches, chunks and caches move nothing (CPU only)."""
     threads: int = 0
     """Threads of the CPU; 0 leaves torch's number."""
+
+    def pool(self, model: str, devices: Sequence[str]) -> WorkerPool:
+        """A process for each device, with the model."""
+        from stepwell.generate.workers import WorkerPool
+
+        threads = self.threads or None
+        options = {"dtype": self.dtype, "weights": self.weights, "strict": self.strict}
+        return WorkerPool(model, devices, threads=threads, **options)
 
     def load(self, model: str, **options: Any) -> TextGenerator:
         """The model, tokenizer and sampling defaults, ready to generate."""

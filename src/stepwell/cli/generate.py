@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from cyclopts import Group, Parameter
 from rich.text import Text
 
-from stepwell.cli.compute import ComputeFlags
+from stepwell.cli.compute import COMPUTE_GROUP, ComputeFlags
 from stepwell.cli.console import Output, OutputFlags, finite
 from stepwell.cli.flags import given_values, model_flags, with_flags
 from stepwell.errors import UsageError
@@ -40,6 +40,7 @@ def _generate(
     input_file: Annotated[Path | None, Parameter(name="--input")] = None,
     output_file: Annotated[Path | None, Parameter(name="--output")] = None,
     fresh: Annotated[bool, Parameter(negative=())] = False,
+    devices: Annotated[str, Parameter(group=COMPUTE_GROUP)] = "",
     draft: str | None = None,
     compute: ComputeFlags = ComputeFlags(),  # noqa: B008  # it is frozen
     output: OutputFlags = OutputFlags(),  # noqa: B008
@@ -72,6 +73,8 @@ def _generate(
         was stopped.
     fresh
         Remove the answers that are in --output, and begin anew.
+    devices
+        Devices that share the prompts of --input, a process each: cuda:0,cuda:1 or cpu,cpu.
     draft
         A smaller model with the same tokenizer, or the word lookup (the text so far): it proposes
         tokens that the model verifies, for the same answer in less time.
@@ -83,10 +86,13 @@ def _generate(
         if prompt is None:
             from stepwell.cli.answers import answer_prompts
 
+            names = _devices(devices, draft)
             source = _draft_source(draft, compute)
             return answer_prompts(
-                model, files, sampling, compute, opened, fresh=fresh, draft=source
+                model, files, sampling, compute, opened, fresh=fresh, draft=source, devices=names
             )
+        if devices:
+            raise UsageError("--devices needs --input.", fix="--device takes one device.")
         generator = compute.load(model)
         params = generator.defaults.changed(**sampling)
         source = _draft_source(draft, compute)
@@ -168,6 +174,17 @@ def _draft_source(name: str | None, compute: ComputeFlags) -> DraftSource | None
     from stepwell.model.weights import load_model
 
     return load_model(name, device=compute.device, dtype=compute.dtype)
+
+
+def _devices(given: str, draft: str | None) -> list[str]:
+    """The devices that --devices names."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if names and draft not in (None, "lookup"):
+        raise UsageError(
+            "--devices starts processes that cannot share a draft model.",
+            fix="leave out one of the two, or use --draft lookup.",
+        )
+    return names
 
 
 def _preset(name: str | None) -> dict[str, Any]:

@@ -87,6 +87,11 @@ class TextGenerator:
             think_ids=_ids_of(tokenizer, "think_start", "think_end"),
         )
 
+    @property
+    def num_at_once(self) -> int:
+        """Answers that are generated at the same time; the others wait."""
+        return self.engine.max_rows
+
     @classmethod
     def load(
         cls,

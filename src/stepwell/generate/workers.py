@@ -56,6 +56,11 @@ class WorkerPool:
             self.close()
             raise
 
+    @property
+    def num_at_once(self) -> int:
+        """Prompts that keep all of the processes busy."""
+        return CHUNK * len(self._workers)
+
     def generate_batch(
         self, prompts: Sequence[str], *, progress: Progress | None = None, **sampling: Any
     ) -> list[list[Completion]]:
