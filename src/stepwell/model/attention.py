@@ -55,14 +55,11 @@ class Attention(nn.Module):
 
     def _attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, step: ForwardPass) -> Tensor:
         """Each head's mixture of values, [B, H, T, D]."""
-        if self.num_kv_heads != self.num_heads:
-            repeats = self.num_heads // self.num_kv_heads
-            k_BGSD = k_BGSD.repeat_interleave(repeats, 1)
-            v_BGSD = v_BGSD.repeat_interleave(repeats, 1)
         if step.attention == "eager" or step.wants("attention.pattern", self.layer):
-            seen = step.seen(self.window)
-            pattern = self._pattern(q_BHTD, k_BGSD, seen)
-            return step.at("attention.pattern", self.layer, pattern, allowed=seen) @ v_BGSD
+            seen, repeats = step.seen(self.window), self.num_heads // self.num_kv_heads
+            pattern = self._pattern(q_BHTD, _repeated(k_BGSD, repeats), seen)
+            pattern = step.at("attention.pattern", self.layer, pattern, allowed=seen)
+            return pattern @ _repeated(v_BGSD, repeats)
         mask = step.mask(self.window)
         attend = _flash_attention if step.attention == "flash" else _attention
         return attend(q_BHTD, k_BGSD, v_BGSD, mask, self.scale)
@@ -76,7 +73,18 @@ class Attention(nn.Module):
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Each head's mixture of values; without a mask causal, or one query that sees all keys."""
     causal = mask is None and q.shape[2] > 1
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+    repeats = q.shape[1] // k.shape[1]
+    grouped = repeats > 1 and (q.is_cpu or mask is None)
+    if not grouped:  # on a GPU no fused kernel takes both a mask and fewer key heads
+        k, v = _repeated(k, repeats), _repeated(v, repeats)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+
+
+def _repeated(x_BGSD: Tensor, repeats: int) -> Tensor:
+    """Keys or values with each head repeated for its group of query heads, [B, H, S, D]."""
+    return x_BGSD if repeats == 1 else x_BGSD.repeat_interleave(repeats, 1)
 
 
 def _flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
