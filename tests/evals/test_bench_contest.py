@@ -15,7 +15,7 @@ from stepwell.evals.bench.alone import streamed_bytes
 from stepwell.evals.bench.contest import Bench
 from stepwell.evals.bench.figures import Bar, Figures, Row
 from stepwell.evals.bench.install import needed
-from stepwell.evals.bench.ours import Ours, seconds_of
+from stepwell.evals.bench.ours import Ours, timed
 from stepwell.evals.bench.plan import BenchPlan, Subject
 from stepwell.evals.bench.results import Setting, cells, plain, ratio_chart, slug, write_page
 from stepwell.evals.bench.sizes import llama_shape, make_model
@@ -130,10 +130,10 @@ def test_answers_have_as_many_tokens_as_were_asked_for(tiny) -> None:
         return step()
 
     ours._engine.step = counted  # type: ignore[method-assign]
-    seconds_of(ours._engine, [[5, 6, 7]] * 2, [9, 4])
+    timed(ours._engine, [[5, 6, 7]] * 2, [9, 4])
     assert steps == 9
     before = steps
-    seconds_of(ours._engine, [[5, 6, 7]] * 2, [9, 4])
+    timed(ours._engine, [[5, 6, 7]] * 2, [9, 4])
     assert steps == 2 * before, "nothing is remembered from the first time"
 
 

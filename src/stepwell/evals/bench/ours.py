@@ -16,7 +16,7 @@ from stepwell.evals.bench.peers.conversation import (
 )
 from stepwell.evals.bench.plan import Weights
 from stepwell.generate.engine import InferenceEngine
-from stepwell.generate.request import FinishedEvent, Request, SamplingParams
+from stepwell.generate.request import Event, FinishedEvent, Request, SamplingParams
 from stepwell.model.hooks import Intervention
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import load_model
@@ -40,17 +40,10 @@ class Ours:
         seed: int,
         interventions: Sequence[Intervention] = (),
     ) -> Timing:
-        """Seconds of reading `rows` prompts, and of the `new - 1` tokens behind the first.
-
-        The latter are the time of `new` tokens less the time of one, as with the peers.
-        """
+        """Seconds of reading `rows` prompts, and of the `new - 1` tokens behind the first."""
         self.check_length(prompt + new)
         prompts = random_prompts(seed, [prompt] * rows, self.model.config.vocab_size)
-        whole = seconds_of(self._engine, prompts, [new] * rows, interventions)
-        if new == 1:
-            return Timing(whole, 0.0)
-        first = seconds_of(self._engine, prompts, [1] * rows, interventions)
-        return Timing(first, whole - first)
+        return timed(self._engine, prompts, [new] * rows, interventions)
 
     def check_length(self, tokens: int) -> None:
         """Raises PromptError where a sequence of so many tokens does not fit the context."""
@@ -62,7 +55,7 @@ class Ours:
         """Seconds until the last of the requests, (prompt, new tokens) each, is answered."""
         lengths, new = zip(*requests, strict=True)
         prompts = random_prompts(seed, lengths, self.model.config.vocab_size)
-        return seconds_of(self._engine, prompts, new)
+        return sum(timed(self._engine, prompts, new))
 
     def load(self, seed: int) -> float:
         """Seconds from the files to the first token of a short prompt."""
@@ -74,18 +67,19 @@ class Ours:
 
 def first_token(model: Transformer, ids: Sequence[int]) -> None:
     """Generates one token with a new engine."""
-    seconds_of(InferenceEngine(model), [ids], [1])
+    timed(InferenceEngine(model), [ids], [1])
 
 
-def seconds_of(
+def timed(
     engine: InferenceEngine,
     prompts: Sequence[Sequence[int]],
     new: Sequence[int],
     interventions: Sequence[Intervention] = (),
-) -> float:
-    """Seconds until every prompt has its answer of so many tokens. Raises what ended one early.
+) -> Timing:
+    """Seconds until every prompt has its first token, and from then on until all are answered.
 
-    No prompt is found in the prefix cache, though it may have been read before.
+    Each answer has so many tokens; raises what ended one early. No prompt is found in the prefix
+    cache, though it may have been read before.
     """
     salt = secrets.token_hex(8)
     requests = [
@@ -99,8 +93,17 @@ def seconds_of(
     ]
     begun = time.perf_counter()
     handles = [engine.submit(request) for request in requests]
-    for handle in handles:
-        for event in handle:
-            if isinstance(event, FinishedEvent) and event.error is not None:
-                raise event.error
-    return time.perf_counter() - begun
+    events = [iter(handle) for handle in handles]
+    for each in events:
+        check(next(each))
+    read = time.perf_counter()
+    for each in events:
+        for event in each:
+            check(event)
+    return Timing(read - begun, time.perf_counter() - read)
+
+
+def check(event: Event) -> None:
+    """Raises what ended an answer early."""
+    if isinstance(event, FinishedEvent) and event.error is not None:
+        raise event.error
