@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from stepwell.errors import ConfigError
 from stepwell.generate import response_cache
+from stepwell.generate.answer_key import AnswerKey, AnswerSource
 from stepwell.generate.request import Completion, Request, Usage
-from stepwell.generate.response_cache import AnswerKey, AnswerSource, ResponseCache
+from stepwell.generate.response_cache import ResponseCache
 
 SOURCE = AnswerSource("model", "tokenizer", "float32", "cpu", "auto", frozenset({2}), (3,), (4, 5))
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from stepwell.generate.answer_key import AnswerKey, AnswerSource
 from stepwell.generate.request import Request, SamplingParams
-from stepwell.generate.response_cache import AnswerKey, AnswerSource
 from stepwell.model.hooks import Intervention, Replace, ZeroHeads
 
 SOURCE = AnswerSource("model", "tokenizer", "float32", "cpu", "auto", frozenset({2}), (3,), (4, 5))
@@ -149,7 +149,8 @@ def test_a_key_is_the_same_in_every_process() -> None:
 PRELUDE = """
 import os, random, sys, time
 from stepwell.generate.request import Completion, Request, Usage
-from stepwell.generate.response_cache import AnswerKey, AnswerSource, ResponseCache
+from stepwell.generate.answer_key import AnswerKey, AnswerSource
+from stepwell.generate.response_cache import ResponseCache
 
 source = AnswerSource("m", "t", "float32", "cpu", "auto", frozenset({1, 8, 64}), None, ())
 

@@ -18,8 +18,9 @@ import pytest
 
 from stepwell.errors import DataError
 from stepwell.generate import response_cache
+from stepwell.generate.answer_key import AnswerKey, AnswerSource
 from stepwell.generate.request import Completion, Request, Usage
-from stepwell.generate.response_cache import AnswerKey, AnswerSource, ResponseCache
+from stepwell.generate.response_cache import ResponseCache
 
 SOURCE = AnswerSource("model", "tokenizer", "float32", "cpu", "auto", frozenset({2}), (3,), (4, 5))
 
@@ -90,7 +91,8 @@ def test_a_locked_file_is_waited_for_and_then_named(
 PRELUDE = """
 import os, random, sys, time
 from stepwell.generate.request import Completion, Request, Usage
-from stepwell.generate.response_cache import AnswerKey, AnswerSource, ResponseCache
+from stepwell.generate.answer_key import AnswerKey, AnswerSource
+from stepwell.generate.response_cache import ResponseCache
 
 source = AnswerSource("m", "t", "float32", "cpu", "auto", frozenset({1, 8, 64}), None, ())
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from stepwell.errors import PromptError
+from stepwell.generate.answer_key import AnswerKey, AnswerSource
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.request import Completion, Event, FinishedEvent, Request, TokenEvent
-from stepwell.generate.response_cache import AnswerKey, AnswerSource, ResponseCache
+from stepwell.generate.response_cache import ResponseCache
 from stepwell.generate.sequence import Handle
 from stepwell.generate.transcript import Transcript
 from stepwell.text.tokenizer import Tokenizer

@@ -1,11 +1,11 @@
 """Answers kept between runs: a file of completions under keys of all that shapes them.
 
-Owns the key of an answer, the file, and which of its entries are sound. Knows no engine: whoever
-generates asks here first, and puts what is new.
+Owns the file and which of its entries are sound; `answer_key` owns the keys. Knows no engine:
+whoever generates asks here first, and puts what is new.
 
 The file is a SQLite database with one table, and data only: what is read runs nothing.
 
-    key       SHA-256 of the canonical JSON of all that shapes the answer
+    key       the digest of an AnswerKey
     payload   the completion as JSON, each float with all its digits
     checksum  SHA-256 of key and payload
     used      when the answer was last used, in seconds since 1970, up to an hour behind
@@ -34,11 +34,10 @@ from typing import Any, Final, Literal, Self, TypeVar
 
 import pydantic
 
-from stepwell.config import fingerprint
 from stepwell.errors import ConfigError, DataError, FormatError
-from stepwell.generate.request import Completion, Request, Usage
+from stepwell.generate.answer_key import FORMAT_VERSION, AnswerKey
+from stepwell.generate.request import Completion, Usage
 
-FORMAT_VERSION: Final = 1
 APPLICATION_ID: Final = 0x73777263  # in a database's header: tells ours from all others
 BUSY_S: Final = 60.0  # that an operation waits for other processes before it fails
 USED_RESOLUTION_S: Final = 3600  # uses are noted so seldom that reading hardly ever writes
@@ -56,55 +55,6 @@ _ANEW: Final = "give another path, or delete the file if it was one: its answers
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL)
 _DAMAGED: Final = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class AnswerSource:
-    """What answers, the same for all requests to one generator.
-
-    model, tokenizer and adapter are fingerprints. weights: plain, or a quantization. device: its
-    kind, as another rounds otherwise. draft: who drafted, where that moves tokens (by rejection).
-    """
-
-    model: str
-    tokenizer: str
-    dtype: str
-    device: str
-    attention: str
-    eos_ids: frozenset[int]
-    newline_ids: tuple[int, ...] | None
-    think_ids: tuple[int, ...]
-    weights: str = "plain"
-    strict: bool = False
-    adapter: str | None = None
-    draft: str = ""
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of all fields."""
-        return fingerprint({**asdict(self), "eos_ids": sorted(self.eos_ids)})
-
-
-@dataclass(frozen=True)
-class AnswerKey:
-    """All that shapes one answer; not how many others were asked for with it.
-
-    choice: which of the request's answers. prefix: what is put before its text.
-    """
-
-    source: AnswerSource
-    request: Request
-    choice: int = 0
-    prefix: str = ""
-
-    @functools.cached_property
-    def digest(self) -> bytes:
-        """The key in the file, 32 bytes."""
-        request, source = self.request, self.source.fingerprint
-        sampling = {**request.sampling.plain(), "n": None}
-        hooks = [(str(type(each)), each.plain()) for each in request.interventions]
-        asked = [request.prompt_ids, sampling, hooks, request.cache_salt]
-        return bytes.fromhex(fingerprint([FORMAT_VERSION, source, asked, self.choice, self.prefix]))
 
 
 class _Payload(pydantic.BaseModel, extra="forbid", strict=True):

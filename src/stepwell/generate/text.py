@@ -18,11 +18,12 @@ import torch
 
 from stepwell.device import WeightFormat
 from stepwell.errors import ConfigError, PromptError, suggest
+from stepwell.generate.answer_key import AnswerSource
 from stepwell.generate.batch import Batch, Kept, Progress, Submit, feed, transcripts_of
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.record import Chosen, Recording, record
 from stepwell.generate.request import Completion, Request, SamplingParams
-from stepwell.generate.response_cache import AnswerSource, ResponseCache
+from stepwell.generate.response_cache import ResponseCache
 from stepwell.generate.speculative import DraftRule, DraftSource
 from stepwell.model.fingerprint import model_fingerprint
 from stepwell.model.forward import AttentionImplementation

@@ -14,8 +14,9 @@ from stepwell.evals.bench.ours import Ours
 from stepwell.evals.bench.plan import BenchPlan, Subject
 from stepwell.evals.bench.prompts import note_of, prompts_of, tokenizer_of
 from stepwell.evals.bench.turns import take_turns
+from stepwell.generate.answer_key import AnswerKey
 from stepwell.generate.request import Completion
-from stepwell.generate.response_cache import AnswerKey, ResponseCache
+from stepwell.generate.response_cache import ResponseCache
 from stepwell.generate.text import TextGenerator
 from stepwell.model.transformer import Transformer
 from stepwell.text.tokenizer import Tokenizer
