@@ -169,3 +169,15 @@ def test_one_that_cannot_go_on_makes_room_for_older_ones_only() -> None:
     desk.compute(young)
     assert desk.compute(young) == []
     assert (old.row, young.row) == (0, -1)
+
+
+def test_what_a_sequence_finds_of_its_own_was_not_cached_for_it() -> None:
+    desk = Desk(blocks=4)
+    [old], [young] = desk.add(BLOCK), desk.add(2 * BLOCK, first=1)
+    desk.scheduler.admit()
+    desk.compute(old, young)
+    assert desk.compute(old, young) == [old]
+    desk.scheduler.end([old])
+    assert desk.running() == [young]
+    assert len(young.pending) < len(young.request.prompt_ids), "it found some of its own"
+    assert young.num_cached == 0

@@ -95,8 +95,7 @@ class Scheduler:
             self._cache.release(row)
             return False
         sequence.pending = sequence.pending[known:]
-        sequence.num_cached = min(known, len(sequence.request.prompt_ids))
-        self._run(sequence, row)
+        self._run(sequence, row, known)
         return True
 
     def _start_from(self, sibling: Sequence, sequence: Sequence) -> bool:
@@ -108,12 +107,13 @@ class Scheduler:
         prompt = sequence.request.prompt_ids
         self._cache.truncate(row, len(prompt) - 1)
         sequence.pending = prompt[-1:]
-        sequence.num_cached = sibling.num_cached
-        self._run(sequence, row)
+        self._run(sequence, row, sibling.num_cached)
         return True
 
-    def _run(self, sequence: Sequence, row: int) -> None:
+    def _run(self, sequence: Sequence, row: int, num_cached: int | None) -> None:
         sequence.row = row
+        if sequence.num_cached is None:
+            sequence.num_cached = num_cached
         self._running[sequence] = None
 
     def _leave(self, sequence: Sequence) -> None:

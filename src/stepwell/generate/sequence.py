@@ -57,7 +57,7 @@ class Sequence:
     At first those are the prompt; after that, the token sampled last. A sequence is sampled from
     when its pending tokens have all gone through the model. `row` is its cache row while it runs,
     else -1; `arrival` its place in the queue; `num_cached` how many tokens of the prompt it found
-    in the cache.
+    in the cache when it first ran: what it finds of its own after giving way does not count.
     """
 
     __slots__ = (
@@ -82,7 +82,7 @@ class Sequence:
         self.generated: list[int] = []
         self._buffer: Tensor | None = None  # the tokens so far, where sampling looks back
         self.row = self.arrival = -1
-        self.num_cached = 0
+        self.num_cached: int | None = None
         self.finish_reason: FinishReason | None = None
 
     @property
@@ -215,5 +215,6 @@ class Handle:
         """Record why a choice ended and queue that for the caller."""
         sequence.finish_reason = reason
         self._num_open -= 1
-        usage = Usage(len(self.request.prompt_ids), len(sequence.generated), sequence.num_cached)
+        cached = sequence.num_cached or 0
+        usage = Usage(len(self.request.prompt_ids), len(sequence.generated), cached)
         self._events.append(FinishedEvent(sequence.choice, reason, usage, error))
