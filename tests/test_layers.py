@@ -17,7 +17,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 ORDER = (
     {"errors"},
     {"config"},
-    {"device", "report"},
+    {"device", "report", "storage"},
     {"native"},
     {"text", "model"},
     {"tasks"},

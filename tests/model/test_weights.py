@@ -32,17 +32,23 @@ def made(config: ModelConfig, seed: int = 0) -> Transformer:
     return model.eval()
 
 
+def save_bare(model: Transformer, directory: Path, **options: Any) -> None:
+    """A model directory as other programs write it: without a manifest."""
+    save_model(model, directory, **options)
+    (directory / "manifest.json").unlink()
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A saved Llama, in one file."""
-    save_model(made(LLAMA), tmp_path / "model")
+    save_bare(made(LLAMA), tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
     """The same, in shards."""
-    save_model(made(LLAMA), tmp_path / "sharded", max_shard_bytes=4000)
+    save_bare(made(LLAMA), tmp_path / "sharded", max_shard_bytes=4000)
     return tmp_path / "sharded"
 
 
@@ -91,7 +97,7 @@ def test_dtype_on_load_converts_each_parameter(directory: Path) -> None:
 
 
 def test_without_a_wish_the_dtype_is_that_of_the_files(tmp_path: Path) -> None:
-    save_model(made(LLAMA), tmp_path, dtype="float16")
+    save_bare(made(LLAMA), tmp_path, dtype="float16")
     assert load_model(tmp_path).dtype == torch.float16
     reconfigure(tmp_path, dtype=None, torch_dtype=None)
     assert load_model(tmp_path).dtype == torch.float16
@@ -105,7 +111,7 @@ def test_a_mapped_model_computes_the_same_bits_as_the_saved_one(
     config: ModelConfig, tmp_path: Path
 ) -> None:
     model = made(config)
-    save_model(model, tmp_path)
+    save_bare(model, tmp_path)
     for mmap in (True, False):
         loaded = load_model(tmp_path, mmap=mmap)
         assert all(each.data_ptr() % 64 == 0 for each in loaded.parameters() if each.dim() == 2)
@@ -163,7 +169,7 @@ def test_a_mapped_load_takes_no_memory_of_its_own(directory: Path, tmp_path: Pat
     shape = LLAMA.resized(width=512, num_layers=16, num_heads=8, vocab_size=4000)
     with torch.device("meta"):
         model = Transformer(shape)
-    save_model(model.to_empty(device="cpu"), tmp_path / "large")
+    save_bare(model.to_empty(device="cpu"), tmp_path / "large")
     command = [sys.executable, "-c", MEASURE, str(directory), str(tmp_path / "large")]
     answer = subprocess.run(command, check=True, capture_output=True, text=True)
     (size_kb, mapped), (_, copied) = (
@@ -177,7 +183,7 @@ def test_a_mapped_load_takes_no_memory_of_its_own(directory: Path, tmp_path: Pat
 def test_names_without_the_prefix_are_understood(tmp_path: Path) -> None:
     for config, prefix in ((LLAMA, "model."), (GPT2, "transformer.")):
         directory = tmp_path / config.family
-        save_model(made(config), directory)
+        save_bare(made(config), directory)
 
         def strip(tensors: dict[str, Tensor], prefix: str = prefix) -> None:
             for name in list(tensors):
@@ -194,7 +200,7 @@ def test_tensors_that_follow_from_config_json_are_passed_over(tmp_path: Path) ->
     }
     for config, names in redundant.items():
         directory = tmp_path / config.family
-        save_model(made(config), directory)
+        save_bare(made(config), directory)
         rewrite(
             directory,
             lambda tensors, names=names: tensors.update(  # type: ignore[misc]

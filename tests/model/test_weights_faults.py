@@ -28,10 +28,16 @@ def made(config: ModelConfig, seed: int = 0) -> Transformer:
     return model.eval()
 
 
+def save_bare(model: Transformer, directory: Path, **options: Any) -> None:
+    """A model directory as other programs write it: without a manifest."""
+    save_model(model, directory, **options)
+    (directory / "manifest.json").unlink()
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A saved Llama, in one file."""
-    save_model(made(LLAMA), tmp_path / "model")
+    save_bare(made(LLAMA), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -114,7 +120,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(directory: Path, damage: st
 
 
 def test_a_missing_head_points_to_tying(tmp_path: Path) -> None:
-    save_model(made(LLAMA), tmp_path)
+    save_bare(made(LLAMA), tmp_path)
     reconfigure(tmp_path, tie_word_embeddings=False)
     with pytest.raises(WeightsError, match=r"lacks lm_head\.weight") as caught:
         load_model(tmp_path)
@@ -159,7 +165,7 @@ def test_every_truncation_is_seen(directory: Path) -> None:
 def test_no_flipped_byte_of_the_header_gives_another_model(tmp_path: Path) -> None:
     """A header byte may be idle (in the metadata, or a space); it never changes a value unseen."""
     exact = made(LLAMA.changed(num_layers=1))
-    save_model(exact, tmp_path)
+    save_bare(exact, tmp_path)
     path, chosen = tmp_path / WEIGHTS, random.Random(0)
     whole = path.read_bytes()
     refused = idle = 0

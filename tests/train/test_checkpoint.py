@@ -11,9 +11,11 @@ import torch
 
 from stepwell.errors import CheckpointError, FormatError
 from stepwell.model.weights import load_model
+from stepwell.storage import sealed
 from stepwell.text.tokenizer import Tokenizer
-from stepwell.train import checkpoint, sealed
+from stepwell.train import checkpoint
 from stepwell.train.checkpoint import (
+    STATE,
     TrainerState,
     as_text,
     checkpoint_path,
@@ -137,8 +139,12 @@ def test_a_save_in_place_fails_that_law(tmp_path, trainer, disk):
     target.mkdir()
     broken = []
 
+    def is_whole(path: Path) -> bool:
+        sealed_by = path / sealed.MANIFEST
+        return sealed_by.exists() and STATE in sealed.read_manifest(path)["files"]
+
     def look(number: int) -> None:
-        broken.append(any(not (path / sealed.MANIFEST).exists() for path in checkpoints(tmp_path)))
+        broken.append(not all(map(is_whole, checkpoints(tmp_path))))
 
     with disk.watched(look):
         write_model(target, trainer.model, trainer.task)

@@ -18,10 +18,10 @@ import torch
 
 import stepwell
 from stepwell.errors import CheckpointError, ConfigError, TrainingError
+from stepwell.storage.sealed import sha256
 from stepwell.tasks.facts import Facts
 from stepwell.train import checkpoint, loop
 from stepwell.train.log import TIME_FIELDS
-from stepwell.train.sealed import sha256
 from stepwell.train.trainer import Trainer
 
 

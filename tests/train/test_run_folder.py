@@ -11,11 +11,11 @@ import torch
 from stepwell.config import read_json, read_yaml
 from stepwell.errors import CheckpointError, ConfigError, FormatError, TrainingError
 from stepwell.model.weights import load_model
+from stepwell.storage.sealed import verify
 from stepwell.text.tokenizer import Tokenizer
 from stepwell.train.config import TrainerConfig
 from stepwell.train.environment import git_state, own_sources
 from stepwell.train.run_folder import Run, RunFolder
-from stepwell.train.sealed import verify
 from stepwell.train.trainer import Trainer
 
 

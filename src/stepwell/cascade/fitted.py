@@ -31,7 +31,7 @@ from stepwell.cascade.stopping import Policy, fit
 from stepwell.cascade.tuning import LAMBDAS, fit_quality
 from stepwell.config import fingerprint, read_json, write_atomically, write_json
 from stepwell.errors import CascadeError, DataError, FormatError, StepwellError
-from stepwell.model.staging import staged
+from stepwell.storage.staging import staged
 
 QUALITY_MARGIN: Final = 0.005  # on calibration prompts, so that new ones stay within a point
 MOST_POLICIES: Final = 256  # kept solved; a server is asked for any number of lambdas

@@ -80,12 +80,13 @@ def _bench(
     """
     from stepwell.evals.bench.contest import Bench
     from stepwell.evals.bench.peer import VARIABLE, known_peers
-    from stepwell.evals.bench.sizes import cache_folder, subject
+    from stepwell.evals.bench.sizes import subject
+    from stepwell.storage.user_cache import cache_folder
 
     with output.open() as opened:
         if install_peers is not None:
             return install(install_peers, opened)
-        folder = cache or cache_folder()
+        folder = cache or cache_folder("bench")
         drafter = None if draft is None else subject(draft, folder).directory
         plan = BenchPlan(**given_values(FLAGS, given), text=text, draft=drafter)
         if threads:

@@ -32,6 +32,7 @@ from stepwell.model.json_keys import read_json
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import load_model, locate
 from stepwell.native.library import load as load_kernels
+from stepwell.storage.verified import Verify
 from stepwell.text.tokenizer import Tokenizer
 
 LongPrompt = Literal["error", "slide"]
@@ -102,18 +103,21 @@ class TextGenerator:
         device: str = "auto",
         weights: WeightFormat | None = None,
         mmap: bool = True,
+        verify: Verify = "once",
         attention: AttentionImplementation = "auto",
         **options: Any,
     ) -> TextGenerator:
         """The model, tokenizer and sampling defaults of a model directory or Hub id.
 
-        What generation_config.json says goes before config.json. dtype, device, weights and mmap
-        are those of `load_model`; `options` are those of the class.
+        What generation_config.json says goes before config.json. dtype, device, weights, mmap
+        and verify are those of `load_model`; `options` are those of the class.
         """
         directory = locate(source)
         path = directory / "generation_config.json"
         declared = read_json(path) if path.is_file() else {}
-        model = load_model(directory, dtype=dtype, device=device, weights=weights, mmap=mmap)
+        model = load_model(
+            directory, dtype=dtype, device=device, weights=weights, mmap=mmap, verify=verify
+        )
         model.attention_implementation = attention
         own = {
             "defaults": SamplingParams.from_generation_config(declared, where=str(path)),

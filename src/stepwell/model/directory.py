@@ -16,8 +16,9 @@ from torch import Tensor
 from stepwell.errors import ConfigError, WeightsError
 from stepwell.model.json_keys import read_json
 from stepwell.model.names import LAYER
-from stepwell.model.staging import UNFINISHED
 from stepwell.model.tensor_files import read_safetensors, read_tensor
+from stepwell.storage.sealed import MANIFEST
+from stepwell.storage.staging import UNFINISHED
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -143,4 +144,5 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def belongs(file: str) -> bool:
     """Whether a file of a model directory is part of the model that a save replaces."""
-    return file in (CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX) or bool(_NUMBERED.fullmatch(file))
+    names = (CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX, MANIFEST)
+    return file in names or bool(_NUMBERED.fullmatch(file))

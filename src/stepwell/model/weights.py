@@ -35,9 +35,11 @@ from stepwell.model.json_keys import read_json
 from stepwell.model.names import HEAD, REDUNDANT, StoredTensor, stored_tensors
 from stepwell.model.quantize import ROUNDINGS, QuantizedLinear, Rounding
 from stepwell.model.quantize4 import FourBitLinear, bitsandbytes
-from stepwell.model.staging import staged
 from stepwell.model.tensor_files import write_safetensors
 from stepwell.model.transformer import Transformer
+from stepwell.storage.sealed import seal
+from stepwell.storage.staging import staged
+from stepwell.storage.verified import Verify, check_files
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -64,6 +66,7 @@ def load_model(
     device: str | torch.device = "cpu",
     weights: WeightFormat | None = None,
     mmap: bool = True,
+    verify: Verify = "once",
     ignore_keys: Collection[str] = (),
 ) -> Transformer:
     """The model of a directory or Hub id, in eval mode.
@@ -73,12 +76,16 @@ def load_model(
     read; see `quantize_weights`. "bf16" is dtype bfloat16, and so is the rest of a model in 4 bits.
     mmap: on a CPU the weights stay pages of the file where dtype and layout allow it (GPT-2's are
     stored transposed and are copied). False copies all, for a file that others may overwrite.
+    verify: a directory that was saved here is held against its manifest.json, large files once and
+    again when they have changed, or "always". One from elsewhere has none: header, shapes and
+    lengths are all that is checked.
     ignore_keys: keys of config.json that you know not to change what the model computes.
 
     Raises WeightsError for files, ConfigError for config.json, DeviceError for the device.
     """
     directory, target = locate(path_or_id), pick_device(device)
     values, where = read_config_file(directory), str(directory / CONFIG)
+    check_files(directory, belongs, WeightsError, verify)
     config = read_config(values, where=where, ignore_keys=ignore_keys)
     wanted = _dtype_of(weights, parse_dtype(dtype)) or read_dtype(values, where=where)
     if weights == "int4":
@@ -116,6 +123,7 @@ def save_model(
             _write_shards(stage, shards, parameters, kept)
             write_json(stage / CONFIG, values)
             write_json(stage / GENERATION_CONFIG, ids)
+            seal(stage)
     except OSError as error:
         raise WeightsError(
             f"{directory} could not be written: {error.strerror or error}.",

@@ -20,6 +20,8 @@ from tokenizers import AddedToken, models, processors
 
 from stepwell.config import write_atomically, write_json
 from stepwell.errors import TokenizerError, suggest
+from stepwell.storage.sealed import unseal
+from stepwell.storage.verified import check_files
 from stepwell.text.build import byte_level
 from stepwell.text.roles import ROLES
 
@@ -30,6 +32,7 @@ _OWN_ROLES = "stepwell_roles"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # What else tokenizer_config.json says and saving keeps.
 _KEPT = ("chat_template", "model_max_length")
+_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _GPT2_END = "<|endoftext|>"
 
 
@@ -48,6 +51,7 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
     As in transformers, special_tokens_map.json and added_tokens.json count only where
     tokenizer_config.json has no added_tokens_decoder, and the former then goes before it.
     """
+    check_files(directory, _FILES.__contains__, TokenizerError)
     settings_path, whole = directory / "tokenizer_config.json", directory / "tokenizer.json"
     settings = _read_optional(settings_path)
     core = _parse_core(whole) if whole.exists() else _read_gpt2(directory, settings)
@@ -79,6 +83,7 @@ def write_tokenizer(directory: Path, files: TokenizerFiles) -> None:
         _OWN_ROLES: dict(sorted(own.items())),
         **files.settings,
     }
+    unseal(directory, _FILES)
     template_path = directory / "chat_template.jinja"
     if isinstance(settings.get("chat_template"), str):
         write_atomically(template_path, settings.pop("chat_template"))

@@ -26,8 +26,8 @@ from stepwell.errors import CheckpointError, ConfigError
 from stepwell.model.tensor_files import read_safetensors, write_safetensors
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import save_model
+from stepwell.storage.sealed import FORMAT_VERSION, discard, disk, refuse_newer, verify
 from stepwell.tasks.base import Task
-from stepwell.train.sealed import FORMAT_VERSION, discard, disk, refuse_newer, verify
 
 GENERATION_CONFIG: Final = "generation_config.json"
 OPTIMIZER: Final = "optimizer.safetensors"

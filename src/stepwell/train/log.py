@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from torch import Tensor, stack
 
 from stepwell.errors import CheckpointError
-from stepwell.train.sealed import disk
+from stepwell.storage.sealed import disk
 
 TIME_FIELDS: Final = ("seconds", "tokens_per_s")
 """What differs between two runs of one configuration: all else in metrics.jsonl is the same."""

@@ -17,6 +17,7 @@ import torch
 from stepwell.config import write_atomically
 from stepwell.errors import CheckpointError, TrainingError
 from stepwell.model.weights import load_model
+from stepwell.storage.sealed import commit, disk
 from stepwell.train.checkpoint import (
     Best,
     TrainerState,
@@ -35,7 +36,6 @@ from stepwell.train.environment import environment, own_sources
 from stepwell.train.log import Meter, MetricsLog, Progress, Window
 from stepwell.train.optim import learning_rate
 from stepwell.train.run_folder import RunFolder
-from stepwell.train.sealed import commit, disk
 
 if TYPE_CHECKING:
     from stepwell.train.trainer import Trainer

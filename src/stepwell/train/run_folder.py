@@ -30,8 +30,8 @@ from stepwell.config import (
     write_yaml,
 )
 from stepwell.errors import CheckpointError, ConfigError, TrainingError
+from stepwell.storage.sealed import FORMAT_VERSION, commit, disk, read_manifest, refuse_newer
 from stepwell.train.config import FREE_ON_RESUME, TrainerConfig, differences
-from stepwell.train.sealed import FORMAT_VERSION, commit, disk, read_manifest, refuse_newer
 
 LOCK: Final = ".lock"
 PUBLISHED: Final = re.compile(

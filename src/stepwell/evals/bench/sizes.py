@@ -6,7 +6,6 @@ in the cache folder, in bfloat16.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -44,12 +43,6 @@ SIZES: Mapping[str, ModelConfig] = MappingProxyType(
         "443m": llama_shape(1280, 3456, 22, (20, 4), 50_000),
     }
 )
-
-
-def cache_folder() -> Path:
-    """Where the models are kept: stepwell/bench in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "stepwell" / "bench"
 
 
 def subject(name: str, folder: Path) -> Subject:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from stepwell.config import read_json, write_json
 from stepwell.errors import CheckpointError, ConfigError, FormatError, WeightsError
-from stepwell.model.staging import staged
+from stepwell.storage.staging import staged
 
 FORMAT_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -56,12 +56,22 @@ def disk(target: Path) -> Iterator[None]:
 def seal(directory: Path, **values: Any) -> None:
     """Writes the manifest that names the hashes of all files, and flushes the directory.
 
-    Whoever wrote the files has flushed them: a second time would cost as much as the first.
+    Whoever wrote the files has flushed them: a second time would cost as much as the first. Those
+    that a manifest of theirs names are not hashed again.
     """
+    known = read_manifest(directory)["files"] if (directory / MANIFEST).exists() else {}
     files = sorted(path for path in directory.iterdir() if path.name != MANIFEST)
-    digests = {path.name: sha256(path) for path in files}
+    digests = {path.name: known.get(path.name) or sha256(path) for path in files}
     write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **values, "files": digests})
     sync(directory)
+
+
+def unseal(directory: Path, names: Collection[str]) -> None:
+    """Takes files out of the manifest, if there is one: they are about to be written anew."""
+    if (directory / MANIFEST).exists():
+        manifest = read_manifest(directory)
+        files = {name: each for name, each in manifest["files"].items() if name not in names}
+        write_json(directory / MANIFEST, {**manifest, "files": files})
 
 
 def verify(directory: Path) -> dict[str, Any]:

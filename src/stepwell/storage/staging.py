@@ -21,10 +21,10 @@ def staged(directory: Path, *, marker: str, belongs: Callable[[str], bool]) -> I
     """An empty directory to write into; when the block ends well, its files become `directory`'s.
 
     They replace every file whose name `belongs`; all others stay. Where anything raises, nothing
-    has changed. A new directory, or a change of one file, is a single rename. Otherwise `marker`,
-    one of the files, leaves first and comes last: whoever finds the directory without it knows that
-    a save was killed between two renames, and the next save first puts the old files back. One
-    process at a time may save into a directory.
+    has changed. A new directory is a single rename. Otherwise `marker`, one of the files, leaves
+    first and comes last: whoever finds the directory without it knows that a save was killed
+    between two renames, and the next save first puts the old files back. One process at a time may
+    save into a directory.
     """
     present = directory.is_dir()
     stage = directory / UNFINISHED if present else directory.with_name(f".{directory.name}.saving")
@@ -43,11 +43,6 @@ def staged(directory: Path, *, marker: str, belongs: Callable[[str], bool]) -> I
 def _exchange(stage: Path, directory: Path, marker: str, belongs: Callable[[str], bool]) -> None:
     new = {path.name for path in stage.iterdir()}
     old = {path.name for path in directory.iterdir() if belongs(path.name)}
-    changed = {name for name in new if not _is_same(stage / name, directory / name)}
-    if len(changed) == 1 and old <= new:
-        name = changed.pop()
-        (stage / name).replace(directory / name)
-        return
     leaving = stage / _LEAVING
     leaving.mkdir()
     for name in _marker_first(old, marker):
@@ -75,8 +70,3 @@ def _clear(stage: Path, directory: Path, marker: str, belongs: Callable[[str], b
 
 def _marker_first(names: set[str], marker: str) -> list[str]:
     return sorted(names, key=lambda name: (name != marker, name))
-
-
-def _is_same(new: Path, old: Path) -> bool:
-    """Whether two JSON files hold the same bytes; weights are too large to compare."""
-    return new.suffix == ".json" and old.is_file() and new.read_bytes() == old.read_bytes()
