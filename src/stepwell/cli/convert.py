@@ -87,9 +87,12 @@ def convert(
 
 def copy_companions(source: Path, out: Path) -> None:
     """Copies what belongs to a model besides its weights and config.json."""
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            write_atomically(out / name, (source / name).read_bytes())
+    from stepwell.storage.sealed import resealed
+
+    with resealed(out, COMPANIONS):
+        for name in COMPANIONS:
+            if (source / name).is_file():
+                write_atomically(out / name, (source / name).read_bytes())
 
 
 def weight_files(directory: Path) -> Iterator[Path]:

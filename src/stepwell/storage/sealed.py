@@ -66,12 +66,21 @@ def seal(directory: Path, **values: Any) -> None:
     sync(directory)
 
 
-def unseal(directory: Path, names: Collection[str]) -> None:
-    """Takes files out of the manifest, if there is one: they are about to be written anew."""
-    if (directory / MANIFEST).exists():
-        manifest = read_manifest(directory)
-        files = {name: each for name, each in manifest["files"].items() if name not in names}
-        write_json(directory / MANIFEST, {**manifest, "files": files})
+@contextmanager
+def resealed(directory: Path, names: Collection[str]) -> Iterator[None]:
+    """Files of these names are written inside of the block, in a directory that may be sealed.
+
+    The manifest does not name them while they change: where that is cut off, they go unverified.
+    """
+    if not (directory / MANIFEST).exists():
+        yield
+        return
+    manifest = read_manifest(directory)
+    others = {name: each for name, each in manifest["files"].items() if name not in names}
+    write_json(directory / MANIFEST, {**manifest, "files": others})
+    yield
+    written = {name: sha256(directory / name) for name in names if (directory / name).is_file()}
+    write_json(directory / MANIFEST, {**manifest, "files": {**others, **written}})
 
 
 def verify(directory: Path) -> dict[str, Any]:

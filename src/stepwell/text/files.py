@@ -20,7 +20,7 @@ from tokenizers import AddedToken, models, processors
 
 from stepwell.config import write_atomically, write_json
 from stepwell.errors import TokenizerError, suggest
-from stepwell.storage.sealed import unseal
+from stepwell.storage.sealed import resealed
 from stepwell.storage.verified import check_files
 from stepwell.text.build import byte_level
 from stepwell.text.roles import ROLES
@@ -83,14 +83,14 @@ def write_tokenizer(directory: Path, files: TokenizerFiles) -> None:
         _OWN_ROLES: dict(sorted(own.items())),
         **files.settings,
     }
-    unseal(directory, _FILES)
     template_path = directory / "chat_template.jinja"
-    if isinstance(settings.get("chat_template"), str):
-        write_atomically(template_path, settings.pop("chat_template"))
-    else:
-        template_path.unlink(missing_ok=True)
-    write_atomically(directory / "tokenizer.json", files.core.to_str(pretty=True) + "\n")
-    write_json(directory / "tokenizer_config.json", settings)
+    with resealed(directory, _FILES):
+        if isinstance(settings.get("chat_template"), str):
+            write_atomically(template_path, settings.pop("chat_template"))
+        else:
+            template_path.unlink(missing_ok=True)
+        write_atomically(directory / "tokenizer.json", files.core.to_str(pretty=True) + "\n")
+        write_json(directory / "tokenizer_config.json", settings)
 
 
 def _properties(token: AddedToken) -> dict[str, str | bool]:
