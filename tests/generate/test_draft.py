@@ -14,6 +14,7 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 
 from stepwell.errors import ConfigError, ShapeError
 from stepwell.generate.draft import (
+    SIZES,
     DraftLength,
     PromptLookup,
     StepSeconds,
@@ -24,9 +25,9 @@ from stepwell.generate.draft import (
 few_tokens = st.lists(st.integers(0, 3), max_size=40)
 
 
-def scanned(ids, length, max_ngram):
+def scanned(ids, length, sizes):
     """The draft by its definition: all places, longest n-gram first, latest place first."""
-    for size in range(min(max_ngram, len(ids) - 1), 0, -1):
+    for size in sorted(sizes, reverse=True):
         for start in range(len(ids) - 1, size - 1, -1):
             if ids[start - size : start] == ids[-size:]:
                 grown = list(ids)
@@ -37,10 +38,17 @@ def scanned(ids, length, max_ngram):
 
 
 @settings(max_examples=300, deadline=None)
-@given(ids=few_tokens, length=st.integers(1, 9), max_ngram=st.integers(1, 5))
-def test_a_lookup_is_a_scan_for_the_latest_longest_match(ids, length, max_ngram):
-    found = PromptLookup(ids, max_ngram=max_ngram).propose(length)
-    assert found == scanned(ids, length, max_ngram)
+@given(ids=few_tokens, length=st.integers(1, 9), sizes=st.sets(st.integers(1, 6), min_size=1))
+def test_a_lookup_is_a_scan_for_the_latest_longest_match(ids, length, sizes):
+    found = PromptLookup(ids, sizes=list(sizes)).propose(length)
+    assert found == scanned(ids, length, sizes)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ids=few_tokens, sizes=st.sets(st.integers(1, 6), min_size=1))
+def test_a_match_is_the_largest_size_that_stands_elsewhere(ids, sizes):
+    elsewhere = [size for size in sizes if size < len(ids) and places(ids, size)]
+    assert PromptLookup(ids, sizes=list(sizes)).match() == max(elsewhere, default=0)
 
 
 @settings(max_examples=100, deadline=None)
@@ -55,7 +63,7 @@ def test_a_sequence_that_grows_is_looked_up_like_one_given_whole(pieces):
 
 def test_the_first_match_instead_of_the_latest_would_be_noticed():
     ids = [1, 2, 7, 1, 2, 8, 1, 2]
-    assert PromptLookup(ids).propose(2) == scanned(ids, 2, 3) == [8, 1]
+    assert PromptLookup(ids).propose(2) == scanned(ids, 2, SIZES) == [8, 1]
 
 
 def test_a_match_that_ends_with_the_sequence_goes_on_with_its_own_draft():
@@ -80,7 +88,7 @@ def test_a_draft_is_that_of_transformers_where_the_match_is_the_only_one():
             num_output_tokens=4, max_matching_ngram_size=3, max_length=100
         )
         expected, _ = peer.get_candidates(torch.tensor([ids]))
-        assert [*ids, *PromptLookup(ids).propose(4)] == expected[0].tolist()
+        assert [*ids, *PromptLookup(ids, sizes=(1, 2, 3)).propose(4)] == expected[0].tolist()
         compared += 1
     assert compared > 100
 
@@ -112,8 +120,9 @@ def test_a_draft_costs_the_same_in_a_long_sequence():
 
 
 def test_an_ngram_of_no_tokens_is_refused():
-    with pytest.raises(ConfigError, match="max_ngram is 0"):
-        PromptLookup(max_ngram=0)
+    for sizes in ([], [2, 0]):
+        with pytest.raises(ConfigError, match="each above 0"):
+            PromptLookup(sizes=sizes)
 
 
 # How much to draft.

@@ -9,8 +9,10 @@ import sys
 import pytest
 
 from stepwell.generate.draft import Pace, Seconds
+from stepwell.generate.drafters import LookupDrafter
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
+from stepwell.generate.sequence import Handle
 from stepwell.model import native
 from stepwell.native.library import unavailable_reason
 
@@ -123,5 +125,45 @@ def test_a_batch_of_a_size_never_measured_is_decoded_plainly_first(model, monkey
     engine = engine_of(model)
     run_all(engine, some_requests(3), "lookup")
     run_all(engine, some_requests(1), "lookup")
-    assert asked[0] == (3, 0)
+    assert sum(asked[0]) == 3
     assert (1, 0) in asked
+
+
+# Lookups: how many tokens agree says how many more will.
+
+
+def sequences_of(*prompts):
+    """Sequences that wait to decode behind these prompts."""
+    options = {"room": 9, "stop_ids": frozenset(), "drive": None, "finish": None}
+    return [Handle(request(*prompt), **options).sequences[0] for prompt in prompts]
+
+
+def test_lookups_are_judged_by_how_many_tokens_agree():
+    drafter = LookupDrafter()
+    one, three, also_three, new = sequences_of(
+        (1, 2, 3, 2), (1, 2, 3, 4, 1, 2, 3), (9, 8, 7, 9, 8, 7), (1, 2, 3)
+    )
+    groups = drafter.by_pace([one, three, also_three, new])
+    assert sorted(map(len, groups.values())) == [1, 2]
+    assert [rows for rows in groups.values() if len(rows) == 2] == [[three, also_three]]
+    assert drafter.by_pace([three]).keys() < groups.keys(), "what was learnt is kept"
+
+
+def test_much_is_drafted_where_much_agrees_and_nothing_where_that_fails():
+    """After four equal tokens come equal ones, after one any: one pace for all drafts too much."""
+    verify = measured(n1=1.0, n9=2.6)  # a drafted token costs 0.2 steps
+    drafter, drawn = LookupDrafter(), random.Random(0)
+    [little], [much] = sequences_of((1, 2, 3, 2)), sequences_of((1, 2, 3, 4) * 2)
+    [[few], [many]] = (drafter.by_pace([each]) for each in (little, much))
+    merged, lengths = Pace(), {"few": [], "many": [], "merged": []}
+    for _ in range(300):
+        for name, own, chance in (("few", few, 0.05), ("many", many, 0.95)):
+            for key, pace in ((name, own), ("merged", merged)):
+                length = pace.choose(1, 0, verify)
+                kept = next((k for k in range(length) if drawn.random() > chance), length)
+                pace.length.observe([length], [kept])
+                lengths[key].append(length)
+    middle = {name: sorted(each[-200:])[100] for name, each in lengths.items()}
+    assert middle["few"] == 0
+    assert middle["many"] >= 6
+    assert 0 < middle["merged"] < middle["many"]

@@ -20,22 +20,25 @@ INITIAL_ACCEPTANCE = 0.7
 SHRINKAGE = 2.0
 """How many tokens the acceptance at all positions counts for at each single one."""
 MAX_DRAFT = 8
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Numbers of tokens by which a past is looked up. The more of them agree, the more may follow."""
 RECENT = 0.2
 """Share of a new measurement in the running mean."""
 
 
 class PromptLookup:
-    """Drafts that repeat what a sequence already said after the same few tokens.
+    """Drafts that repeat what a sequence already said after the same tokens.
 
-    Adding a token takes O(max_ngram), drafting k of them O(max_ngram + k), however long the
-    sequence is. Source: Saxena 2023, Prompt lookup decoding; unlike transformers' generator, the
-    latest match counts instead of the first one.
+    Adding a token takes as long as the `sizes`, numbers of tokens that are looked up, together;
+    drafting k of them as much and k more, however long the sequence is. Source: Saxena 2023, Prompt
+    lookup decoding; unlike transformers' generator, the latest match counts instead of the first
+    one.
     """
 
-    def __init__(self, ids: Iterable[int] = (), *, max_ngram: int = 3) -> None:
-        if max_ngram < 1:
-            raise ConfigError(f"max_ngram is {max_ngram}, expected 1 or more.")
-        self.max_ngram = max_ngram
+    def __init__(self, ids: Iterable[int] = (), *, sizes: Sequence[int] = SIZES) -> None:
+        if not sizes or min(sizes) < 1:
+            raise ConfigError(f"sizes are {list(sizes)}, expected one or more, each above 0.")
+        self._sizes = sorted(sizes, reverse=True)
         self._ids: list[int] = []
         self._followed_at: dict[tuple[int, ...], int] = {}
         self.extend(ids)
@@ -50,11 +53,15 @@ class PromptLookup:
                 self._followed_at[ngram] = len(self._ids)
             self._ids.append(token)
 
+    def match(self) -> int:
+        """How many of the last tokens stood so before: the largest of the sizes, 0 for none."""
+        return next((len(ngram) for ngram in self._endings() if ngram in self._followed_at), 0)
+
     def propose(self, length: int) -> list[int]:
         """The `length` tokens that followed the longest ending seen before, where it came last.
 
-        None where not even the last token was seen before. What runs past the end of the sequence
-        goes on with the draft itself, so that a repetition is drafted on and on.
+        None where no ending was seen before. What runs past the end of the sequence goes on with
+        the draft itself, so that a repetition is drafted on and on.
         """
         found = (self._followed_at.get(ngram) for ngram in self._endings())
         start = next((place for place in found if place is not None), None)
@@ -65,8 +72,8 @@ class PromptLookup:
 
     def _endings(self) -> Iterable[tuple[int, ...]]:
         """The n-grams that the sequence ends with, longest first."""
-        last = tuple(self._ids[-self.max_ngram :])
-        return (last[start:] for start in range(len(last)))
+        count = len(self._ids)
+        return (tuple(self._ids[-size:]) for size in self._sizes if size <= count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +236,9 @@ class Seconds:
         return max(0.0, (self._means[-1] - self._means[0]) / (last - first))
 
 
-@dataclass
+@dataclass(eq=False)
 class Pace:
-    """What is known of one drafter: how much of its drafts stays, and seconds a token by rows.
+    """What is known of drafts of one kind: how much of them stays, and seconds a token by rows.
 
     reading: seconds that it last took to read what it had not drafted itself.
     """

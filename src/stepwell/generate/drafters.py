@@ -6,6 +6,7 @@ nobody has to tell a drafter what was accepted, preempted or taken back. Verifie
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stepwell.generate.draft import Pace, PromptLookup
+from stepwell.generate.draft import Pace, PromptLookup, Seconds
 from stepwell.generate.executor import Chunk, Executors
 from stepwell.generate.noise import Purpose
 from stepwell.generate.sampler import Draft, Sampler
@@ -32,12 +33,11 @@ class Drafter(Protocol):
     """Proposes tokens for sequences that decode."""
 
     @property
-    def pace(self) -> Pace:
-        """What is known of its speed and success."""
-
-    @property
     def is_idle(self) -> bool:
         """Whether it holds nothing of any sequence."""
+
+    def by_pace(self, batch: Iterable[Sequence]) -> dict[Pace, list[Sequence]]:
+        """The sequences by what is known of such drafts as each would get now, if any."""
 
     def ready(self, batch: Iterable[Sequence]) -> list[Sequence]:
         """Those that it can draft for now, after reading on in all of them."""
@@ -50,27 +50,38 @@ class Drafter(Protocol):
 
 
 class LookupDrafter:
-    """Drafts what followed the same few tokens before."""
+    """Drafts what followed the same tokens before.
+
+    How much of a draft stays depends on how many tokens agree, so that each of these numbers has a
+    pace of its own: where much agrees much is drafted, and little or nothing elsewhere.
+    """
 
     def __init__(self) -> None:
-        self.pace = Pace()
-        self._lookups: dict[Sequence, PromptLookup] = {}
+        self._seconds = Seconds()
+        self._paces: defaultdict[int, Pace] = defaultdict(lambda: Pace(seconds=self._seconds))
+        self._lookups: defaultdict[Sequence, PromptLookup] = defaultdict(PromptLookup)
 
     @property
     def is_idle(self) -> bool:
         """Whether it holds nothing of any sequence."""
         return not self._lookups
 
-    def ready(self, batch: Iterable[Sequence]) -> list[Sequence]:
-        """All of them, their past up to date."""
-        ready = list(batch)
-        for sequence in ready:
-            lookup = self._lookups.setdefault(sequence, PromptLookup())
+    def by_pace(self, batch: Iterable[Sequence]) -> dict[Pace, list[Sequence]]:
+        """Those whose last token was seen before, by how many agree; their past is up to date."""
+        groups: defaultdict[Pace, list[Sequence]] = defaultdict(list)
+        for sequence in batch:
+            lookup = self._lookups[sequence]
             lookup.extend(sequence.since(len(lookup)))
-        return ready
+            if agreeing := lookup.match():
+                groups[self._paces[agreeing]].append(sequence)
+        return groups
+
+    def ready(self, batch: Iterable[Sequence]) -> list[Sequence]:
+        """All of them."""
+        return list(batch)
 
     def propose(self, lengths: Mapping[Sequence, int]) -> dict[Sequence, Draft]:
-        """A draft for each, empty where the last token was never seen before."""
+        """What follows the longest match of each."""
         return {each: Draft(self._lookups[each].propose(n)) for each, n in lengths.items()}
 
     def forget(self, sequence: Sequence) -> None:
@@ -106,7 +117,7 @@ class ModelDrafter:
         max_rows: int,
         num_blocks: int | None,
     ) -> None:
-        self.pace = Pace()
+        self._pace = Pace()
         self._sampler = sampler
         self._cache = model.eval().new_cache(max_rows, num_blocks=num_blocks)
         self._executors = Executors(model, self._cache, strict=strict)
@@ -116,6 +127,10 @@ class ModelDrafter:
     def is_idle(self) -> bool:
         """Whether it holds nothing of any sequence."""
         return not self._pasts
+
+    def by_pace(self, batch: Iterable[Sequence]) -> dict[Pace, list[Sequence]]:
+        """All of them: what is known of one is known of all."""
+        return {self._pace: list(batch)}
 
     def ready(self, batch: Iterable[Sequence]) -> list[Sequence]:
         """Those that it has read but for the last few tokens, after reading a chunk of the others.

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Series
 from typing import Final, Literal, get_args
 
 from stepwell.errors import ConfigError, suggest
-from stepwell.generate.draft import Seconds
+from stepwell.generate.draft import Pace, Seconds
 from stepwell.generate.drafters import Drafter, LookupDrafter, ModelDrafter
 from stepwell.generate.sampler import NO_DRAFT, Draft, Events, Sampler
 from stepwell.generate.sequence import Sequence
@@ -47,6 +47,7 @@ class Speculation:
         self._drafters: dict[DraftSource, Drafter] = {}
         self._verify = {hooked: Seconds() for hooked in (False, True)}
         self._failed: set[Sequence] = set()
+        self._paces: dict[Sequence, Pace] = {}  # of the drafts of this step
 
     def check(self, source: DraftSource | None, rule: DraftRule) -> None:
         """Raises ConfigError for what cannot draft here.
@@ -80,6 +81,7 @@ class Speculation:
         """Drafts for rows of a batch that decodes; none for rows that better go without."""
         if not self._drafters:
             return {}
+        self._paces = {}
         groups: dict[Drafter, list[Sequence]] = {}
         for sequence in batch:
             drafter = sequence.handle.drafter
@@ -89,10 +91,12 @@ class Speculation:
         if not measured.reaches(len(batch)):
             return {}
         drafts: dict[Sequence, Draft] = {}
-        for drafter, rows in groups.items():
-            length = drafter.pace.choose(len(rows), len(batch) - len(rows), measured)
-            if length:
-                drafts |= self._ask(drafter, rows, length)
+        for drafter, candidates in groups.items():
+            for pace, rows in drafter.by_pace(candidates).items():
+                self._paces |= dict.fromkeys(rows, pace)
+                length = pace.choose(len(rows), len(batch) - len(rows), measured)
+                if length:
+                    drafts |= self._ask(drafter, pace, rows, length)
         return drafts
 
     def observe(
@@ -104,14 +108,13 @@ class Speculation:
         batch = list(sampled)
         num_drafted = [len(drafts.get(each, NO_DRAFT).ids) for each in batch]
         self._verify[_hooked(batch)].add(len(batch) + sum(num_drafted), max(seconds, 1e-9))
-        results: dict[Drafter, list[tuple[int, int]]] = {}
+        results: dict[Pace, list[tuple[int, int]]] = {}
         for sequence, drafted in zip(batch, num_drafted, strict=True):
-            drafter = sequence.handle.drafter
-            if drafter is not None:
-                accepted = len(sampled[sequence]) - 1
-                results.setdefault(drafter, []).append((drafted, accepted))
-        for drafter, pairs in results.items():
-            drafter.pace.length.observe(*zip(*pairs, strict=True))
+            pace = self._paces.get(sequence)
+            if pace is not None:
+                results.setdefault(pace, []).append((drafted, len(sampled[sequence]) - 1))
+        for pace, pairs in results.items():
+            pace.length.observe(*zip(*pairs, strict=True))
 
     def forget(self, sequence: Sequence) -> None:
         """Free what is held for a sequence that no longer runs."""
@@ -119,7 +122,9 @@ class Speculation:
         if sequence.handle.drafter is not None:
             sequence.handle.drafter.forget(sequence)
 
-    def _ask(self, drafter: Drafter, rows: list[Sequence], length: int) -> dict[Sequence, Draft]:
+    def _ask(
+        self, drafter: Drafter, pace: Pace, rows: list[Sequence], length: int
+    ) -> dict[Sequence, Draft]:
         """Drafts of such a length. No request fails for want of one: rows go on without."""
         try:
             begun = time.perf_counter()
@@ -131,10 +136,10 @@ class Speculation:
             logger.warning(message, len(rows), error, exc_info=True)
             self._failed.update(rows)
             return {}
-        drafter.pace.reading = read - begun
+        pace.reading = read - begun
         longest = max((len(draft.ids) for draft in drafts.values()), default=0)
         if longest:
-            drafter.pace.seconds.add(len(ready), (time.perf_counter() - read) / longest)
+            pace.seconds.add(len(ready), (time.perf_counter() - read) / longest)
         return drafts
 
     def _made(self, source: DraftSource) -> Drafter:
