@@ -1,4 +1,4 @@
-"""Where tensors live and how they are stored: device, number format, threads.
+"""Where tensors live and how they are stored: device, its memory, number format, threads.
 
 Owns the translation of what people type ("auto", "cuda:1", "bfloat16") into torch's objects. torch
 is imported inside the functions, so that importing this module costs nothing.
@@ -6,6 +6,7 @@ is imported inside the functions, so that importing this module costs nothing.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stepwell.errors import ConfigError, DeviceError, suggest
@@ -88,6 +89,22 @@ def describe_device(device: torch.device) -> str:
     return f"cpu, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def free_memory(device: torch.device | None = None) -> int | None:
+    """Bytes that can still be used: of the device's memory on a GPU, of the machine's elsewhere."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        [line] = [line for line in lines if line.startswith("MemAvailable:")]
+        free = int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return None
+    limit = _container_limit()
+    return free if limit is None else min(free, limit)
+
+
 def _best_kind() -> str:
     return next((kind for kind in ("cuda", "mps") if _num_devices(kind)), "cpu")
 
@@ -100,3 +117,13 @@ def _num_devices(kind: str) -> int:
     if kind == "mps":
         return int(torch.backends.mps.is_available())
     return 1
+
+
+def _container_limit() -> int | None:
+    """Bytes left under the memory limit of a control group, version 2."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        return limit - int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return None

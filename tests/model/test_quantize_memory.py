@@ -17,6 +17,7 @@ from stepwell.errors import WeightsError
 from stepwell.evals.bench.peak_memory import RESET, STATUS
 from stepwell.model.config import ModelConfig
 from stepwell.model.directory import open_checkpoint
+from stepwell.model.memory import WeightMemory
 from stepwell.model.quantize import QuantizedLinear, Rounding, quantize_weights
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import assemble, load_model, save_model
@@ -86,8 +87,10 @@ def test_each_matrix_is_let_go_before_the_next_but_one_is_rounded(
     alive: list[int] = []
     put = Rounding.put
 
-    def watched(self: Rounding, model: Transformer, name: str, weight: torch.Tensor) -> None:
-        put(self, model, name, weight)
+    def watched(
+        self: Rounding, model: Transformer, name: str, weight: torch.Tensor, memory: WeightMemory
+    ) -> None:
+        put(self, model, name, weight, memory)
         seen.append(weakref.ref(weight))
         alive.append(sum(reference() is not None for reference in seen))
 

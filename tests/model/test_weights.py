@@ -122,13 +122,13 @@ def test_a_mapped_model_computes_the_same_bits_as_the_saved_one(
 def test_writing_into_a_mapped_model_leaves_the_file_as_it_is(directory: Path) -> None:
     before = (directory / WEIGHTS).read_bytes()
     with torch.no_grad():
-        for parameter in load_model(directory).parameters():
+        for parameter in load_model(directory, mmap=True).parameters():
             parameter.zero_()
     assert (directory / WEIGHTS).read_bytes() == before
 
 
 def test_unmapped_weights_do_not_follow_the_file(directory: Path) -> None:
-    model, mapped = load_model(directory, mmap=False), load_model(directory)
+    model, mapped = load_model(directory, mmap=False), load_model(directory, mmap=True)
     path = directory / WEIGHTS
     with path.open("r+b") as file:
         file.seek(-400, os.SEEK_END)

@@ -18,12 +18,12 @@ from typing import Final, Literal
 
 from stepwell.cli.machine import (
     free_disk,
-    free_memory,
     processor,
     usable_cpus,
     vector_instructions,
 )
 from stepwell.cli.numbers import bytes_of
+from stepwell.device import free_memory
 from stepwell.errors import ConfigError
 from stepwell.version import __version__
 

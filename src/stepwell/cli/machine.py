@@ -6,26 +6,6 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
-
-
-def free_memory(device: torch.device | None = None) -> int | None:
-    """Bytes that can still be used: of the device's memory on a GPU, of the machine's elsewhere."""
-    if device is not None and device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        [line] = [line for line in lines if line.startswith("MemAvailable:")]
-        free = int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        return None
-    limit = _container_limit()
-    return free if limit is None else min(free, limit)
 
 
 def free_disk(directory: Path) -> int | None:
@@ -64,16 +44,6 @@ def usable_cpus() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         return os.cpu_count() or 1
-
-
-def _container_limit() -> int | None:
-    """Bytes left under the memory limit of a control group, version 2."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        return limit - int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _cpu_lines() -> list[str]:

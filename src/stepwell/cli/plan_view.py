@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.table import Table
 from rich.text import Text
 
-from stepwell.cli.machine import free_disk, free_memory
+from stepwell.cli.machine import free_disk
 from stepwell.cli.numbers import bytes_of, duration, short
+from stepwell.device import free_memory
 
 if TYPE_CHECKING:
     from stepwell.model.config import ModelConfig

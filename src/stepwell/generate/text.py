@@ -102,7 +102,7 @@ class TextGenerator:
         dtype: str | torch.dtype | None = None,
         device: str = "auto",
         weights: WeightFormat | None = None,
-        mmap: bool = True,
+        mmap: bool | None = None,
         verify: Verify = "once",
         attention: AttentionImplementation = "auto",
         **options: Any,

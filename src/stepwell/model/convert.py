@@ -22,6 +22,7 @@ from stepwell.model.config_json import read_config
 from stepwell.model.directory import CONFIG, Checkpoint
 from stepwell.model.json_keys import read_json
 from stepwell.model.weights import assemble, save_model
+from stepwell.storage.sealed import resealed
 
 _INSIDE = ("model", "state_dict", "model_state_dict")
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
@@ -69,10 +70,11 @@ def convert_pt(
     checkpoint = Checkpoint(source, tensors, dict.fromkeys(tensors, source))
     model = assemble(shape, checkpoint, dtype=None, device=torch.device("cpu"), mmap=True)
     save_model(model, out)
-    for name in _COMPANIONS:
-        beside = [folder / name for folder in (config.parent, source.parent)]
-        for path in [path for path in beside if path.is_file() and path.parent != out][:1]:
-            write_atomically(out / name, path.read_bytes())
+    with resealed(out, _COMPANIONS):
+        for name in _COMPANIONS:
+            beside = [folder / name for folder in (config.parent, source.parent)]
+            for path in [path for path in beside if path.is_file() and path.parent != out][:1]:
+                write_atomically(out / name, path.read_bytes())
 
 
 def _load(source: Path) -> Any:

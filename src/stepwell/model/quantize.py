@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepwell.model.memory import WeightMemory
 from stepwell.model.quantize4 import FourBitLinear
 from stepwell.model.transformer import Transformer
 from stepwell.native.decoder import GROUP
@@ -32,10 +33,10 @@ STRIP: Final = 2**16
 class QuantizedLinear(nn.Module):
     """y = W x + bias with 8-bit weights [N, groups * GROUP] and scales [N, groups], float32."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, memory: WeightMemory) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        stored, scale = quantize(weight)
+        stored, scale = quantize(weight, memory)
         self.weight = nn.Parameter(stored, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.bias = bias
@@ -45,16 +46,15 @@ class QuantizedLinear(nn.Module):
         return F.linear(x, weight.to(x.dtype), self.bias)
 
 
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize(weight: Tensor, memory: WeightMemory | None = None) -> tuple[Tensor, Tensor]:
     """A matrix [N, K] as bytes [N, groups * GROUP] and scales [N, groups], float32.
 
     The largest weight of a group becomes 127 or -127; a group of zeros has the scale 0.
     """
-    (outputs, inputs), device = weight.shape, weight.device
+    (outputs, inputs), memory = weight.shape, memory or WeightMemory(weight.device)
     groups, step = -(-inputs // GROUP), max(1, STRIP // inputs)
-    # What stays is allocated before what passes, which else would leave holes between what stays.
-    stored = torch.empty(outputs, groups * GROUP, dtype=torch.uint8, device=device)
-    scale = torch.empty(outputs, groups, dtype=torch.float32, device=device)
+    stored = memory.empty((outputs, groups * GROUP), torch.uint8)
+    scale = memory.empty((outputs, groups), torch.float32)
     for start in range(0, outputs, step):
         rows = slice(start, start + step)
         stored[rows], scale[rows] = _quantize_strip(weight.detach()[rows])
@@ -80,7 +80,7 @@ def dequantize(stored: Tensor, scale: Tensor) -> Tensor:
 class Rounding:
     """What becomes of a model's matrices: the layer that keeps one, and whether the head is one."""
 
-    layer: Callable[[Tensor, Tensor | None], nn.Module]
+    layer: Callable[[Tensor, Tensor | None, WeightMemory], nn.Module]
     head: bool
 
     def matrices(self, model: Transformer) -> dict[str, str]:
@@ -93,19 +93,19 @@ class Rounding:
         return found
 
     @torch.no_grad()
-    def put(self, model: Transformer, name: str, weight: Tensor) -> None:
+    def put(self, model: Transformer, name: str, weight: Tensor, memory: WeightMemory) -> None:
         """Replaces the module of that name by one with `weight` [N, K], rounded."""
         bias = None if name == "head" else model.get_submodule(name).bias
         assert bias is None or isinstance(bias, Tensor)
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, self.layer(weight, bias))
+        setattr(model.get_submodule(parent), last, self.layer(weight, bias, memory))
 
 
 RoundedFormat = Literal["int8", "int4"]
 
 ROUNDINGS: Final[Mapping[str, Rounding]] = {
     "int8": Rounding(QuantizedLinear, head=True),
-    "int4": Rounding(FourBitLinear, head=False),
+    "int4": Rounding(lambda weight, bias, _: FourBitLinear(weight, bias), head=False),
 }
 
 
@@ -117,7 +117,7 @@ def quantize_weights(model: Transformer, weights: RoundedFormat = "int8") -> Tra
 
     Raises ConfigError and DeviceError for "int4" as `FourBitLinear` does.
     """
-    rounding = ROUNDINGS[weights]
+    rounding, memory = ROUNDINGS[weights], WeightMemory(model.device)
     for parameter, name in rounding.matrices(model).items():
-        rounding.put(model, name, model.get_parameter(parameter))
+        rounding.put(model, name, model.get_parameter(parameter), memory)
     return model.requires_grad_(False).eval()

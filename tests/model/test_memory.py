@@ -1,0 +1,125 @@
+"""Weights lie side by side on huge pages, and only where there is room for them."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stepwell.model import memory, weights
+from stepwell.model.config import ModelConfig
+from stepwell.model.memory import HUGE_PAGE, REGION, WeightMemory, has_huge_pages, pays_to_copy
+from stepwell.model.transformer import Transformer
+from stepwell.model.weights import load_model, save_model
+
+CONFIG = ModelConfig(vocab_size=19, context_length=16, width=16, num_layers=2, num_heads=2)
+SMAPS = Path("/proc/self/smaps_rollup")
+needs_huge_pages = pytest.mark.skipif(
+    not (has_huge_pages() and SMAPS.exists()), reason="the system gives no huge pages"
+)
+shapes = st.lists(st.integers(0, 9), min_size=1, max_size=3)
+
+
+def huge_kb() -> int:
+    """Memory of this process that lies on huge pages."""
+    lines = SMAPS.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages:"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(shapes, st.sampled_from([torch.uint8, torch.bfloat16, torch.float32]))))
+def test_tensors_lie_apart_from_each_other_and_aligned(asked) -> None:
+    room = WeightMemory()
+    made = [room.empty(shape, dtype) for shape, dtype in asked]
+    for number, tensor in enumerate(made):
+        tensor.fill_(number)
+    for number, (tensor, (shape, dtype)) in enumerate(zip(made, asked, strict=True)):
+        assert (list(tensor.shape), tensor.dtype) == (shape, dtype)
+        assert tensor.is_contiguous()
+        assert tensor.data_ptr() % 64 == 0
+        assert torch.all(tensor == number)
+
+
+def test_a_copy_has_the_values_in_the_format_asked_for() -> None:
+    source = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).T
+    room = WeightMemory()
+    assert torch.equal(room.copy(source), source)
+    assert torch.equal(room.copy(source, torch.bfloat16), source.bfloat16())
+    large = torch.arange(REGION // 4 + 3, dtype=torch.int32)
+    assert torch.equal(room.copy(large), large)
+
+
+@needs_huge_pages
+def test_weights_lie_on_huge_pages_and_leave_with_the_last_tensor() -> None:
+    size, before = 8 * HUGE_PAGE, huge_kb()
+    room = WeightMemory()
+    first, second = room.empty([size], torch.uint8).zero_(), room.empty([4], torch.uint8)
+    assert first.data_ptr() % HUGE_PAGE == 0
+    assert huge_kb() - before >= size // 1024 * 0.9
+    del room, first
+    gc.collect()
+    assert huge_kb() - before >= size // 1024 * 0.9, "the second tensor is still there"
+    del second
+    gc.collect()
+    assert huge_kb() - before < size // 1024 * 0.1
+
+
+@needs_huge_pages
+def test_memory_that_did_not_ask_lies_on_small_pages() -> None:
+    """Negative control."""
+    if "[always]" in memory._SWITCH.read_text():
+        pytest.skip("here all memory asks")
+    before = huge_kb()
+    plain = torch.empty(8 * HUGE_PAGE, dtype=torch.uint8).zero_()
+    assert huge_kb() - before < len(plain) // 1024 * 0.1
+
+
+@pytest.mark.parametrize(
+    ("free", "switch", "pays"),
+    [
+        (2000, "always [madvise] never", True),
+        (2000, "[always] madvise never", True),
+        (1999, "always [madvise] never", False),
+        (None, "always [madvise] never", False),
+        (2000, "always madvise [never]", False),
+        (2000, None, False),
+    ],
+)
+def test_copying_pays_where_there_is_room_and_huge_pages(
+    free: int | None,
+    switch: str | None,
+    pays: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    if switch is not None:
+        (tmp_path / "enabled").write_text(switch)
+    monkeypatch.setattr(memory, "_SWITCH", tmp_path / "enabled")
+    monkeypatch.setattr(memory, "free_memory", lambda: free)
+    has_huge_pages.cache_clear()
+    try:
+        assert pays_to_copy(1000) == (pays and hasattr(memory.mmap, "MADV_HUGEPAGE"))
+    finally:
+        has_huge_pages.cache_clear()
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_a_model_is_copied_where_that_pays_and_mapped_elsewhere(
+    pays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "pays_to_copy", lambda num_bytes: pays)
+    model = Transformer(CONFIG)
+    model.initialize(0)
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    path = tmp_path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-400:] = bytes(400)
+    with path.open("r+b") as file:
+        file.write(content)
+    ours, theirs = model.state_dict().values(), loaded.state_dict().values()
+    assert all(map(torch.equal, ours, theirs)) == pays, "a mapped file shows through"
