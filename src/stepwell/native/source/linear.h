@@ -18,6 +18,7 @@ namespace STEPWELL_ISA {
 constexpr int STRIP = 512;   // outputs that a thread computes at a time, at most
 constexpr int W = 4;         // outputs of a tile
 constexpr int FEW = 2;       // rows of inputs with which memory is what the CPU waits for
+constexpr int AHEAD = 1 << 13;   // bytes of weights that are fetched before they are needed
 constexpr int MOST = LANES == 16 ? 6 : 3;   // rows of inputs of a tile: its sums fit the registers
 
 // Rows of x in the form that a weight format multiplies with, padded with zeros.
@@ -98,8 +99,9 @@ INLINE void along(const typename Format::WeightRow (&w)[W], const typename Forma
     }
 }
 
-// The same sums with the rows of weights side by side: a product costs fewer loads. Where FETCH, the
-// weights that follow are fetched meanwhile, again in the order of memory.
+// The same sums with the rows of weights side by side: a product costs fewer loads. Where FETCH, memory
+// from `next` on is fetched meanwhile, as much as a tile takes, again in order; beyond the weights that
+// does no harm.
 template <class Format, int X, bool FETCH>
 INLINE void across(const typename Format::WeightRow (&w)[W], const typename Format::InputRow (&x)[X], int32_t inputs,
                    const char *next, Floats (&sums)[X][W]) {
@@ -137,10 +139,10 @@ INLINE void outputs(const stepwell_linear &layer, int32_t first, int32_t count, 
     typename Format::InputRow inputs[X];
     for (int i = 0; i < W; ++i) weights[i] = Format::weight_row(layer, first + (i < count ? i : count - 1));
     for (int j = 0; j < X; ++j) inputs[j] = Format::input_row(x, row + j);
-    const auto next = Format::weight_row(layer, first + W);
+    const char *next = Format::address(weights[0]) + AHEAD;
     Floats sums[X][W] = {};
     if (X <= FEW) along<Format>(weights, inputs, layer.inputs, sums);
-    else across<Format, X, FETCH>(weights, inputs, layer.inputs, Format::address(next), sums);
+    else across<Format, X, FETCH>(weights, inputs, layer.inputs, next, sums);
     float all[W];
 #pragma GCC unroll 8
     for (int j = 0; j < X; ++j) {
