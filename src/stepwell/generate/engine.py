@@ -33,6 +33,8 @@ from stepwell.model.transformer import Transformer
 
 PREFILL_CHUNK = 512
 PREFILL_BUDGET = 8192
+PADDING = 64
+"""Positions that a forward over prompts may waste on padding: more cost as much as another one."""
 
 logger = logging.getLogger(__name__)
 
@@ -190,13 +192,13 @@ class InferenceEngine:
         batches = []
         for group in groups.values():
             prompts = [row for row in group if len(row.pending) > 1]
-            batches.append(_within_budget(prompts, self._most_tokens))
+            batches += _alike_in_length(_within_budget(prompts, self._most_tokens))
             batches.append([row for row in group if len(row.pending) == 1])
         return [batch for batch in batches if batch]
 
     def _advance(self, batch: list[Sequence]) -> None:
         """Run a batch. What fails is run again in halves, until the one is found that fails."""
-        counts = [min(len(sequence.pending), PREFILL_CHUNK) for sequence in batch]
+        counts = [_next_count(sequence) for sequence in batch]
         batch = self._scheduler.fit(batch, counts)
         if not batch:
             return
@@ -348,7 +350,26 @@ def _within_budget(prompts: list[Sequence], budget: int) -> list[Sequence]:
     """As many of the prompts as one forward should take; at least one where there are any."""
     longest = 0
     for taken, sequence in enumerate(prompts):
-        longest = max(longest, min(len(sequence.pending), PREFILL_CHUNK))
+        longest = max(longest, _next_count(sequence))
         if taken and longest * (taken + 1) > budget:
             return prompts[:taken]
     return prompts
+
+
+def _alike_in_length(prompts: list[Sequence]) -> list[list[Sequence]]:
+    """The prompts in groups that are each padded to one length, the longest first."""
+    groups: list[list[Sequence]] = []
+    longest = wasted = 0
+    for sequence in sorted(prompts, key=_next_count, reverse=True):
+        count = _next_count(sequence)
+        wasted += longest - count
+        if not groups or wasted > PADDING:
+            groups.append([])
+            longest, wasted = count, 0
+        groups[-1].append(sequence)
+    return groups
+
+
+def _next_count(sequence: Sequence) -> int:
+    """How many of its tokens the next forward computes."""
+    return min(len(sequence.pending), PREFILL_CHUNK)

@@ -180,7 +180,8 @@ def assemble(
         _round(model, rounding, checkpoint, names, settle)
     missing = {part for part, parameter in model.named_parameters() if parameter.is_meta}
     state: dict[str, Tensor] = {}
-    for stored, name in names.items():
+    # The largest first: what is read beside its copy comes on top when most has been copied.
+    for stored, name in sorted(names.items(), key=lambda pair: -prod(pair[0].shape)):
         if missing.issuperset(stored.parts):
             read = checkpoint.tensors[name] if settle.mapped else checkpoint.read_again(name)
             for part, piece in stored.split(read).items():

@@ -19,9 +19,9 @@ def describe(picture: Picture) -> str:
 
 
 def x_text(chart: Chart, value: float) -> str:
-    """A value of x as the chart writes it: a category, a percentage or a number."""
-    if chart.categories and 0 <= value < len(chart.categories):
-        return chart.categories[round(value)]
+    """A value of x as the chart writes it: the nearest category, a percentage or a number."""
+    if chart.categories:
+        return chart.categories[min(max(round(value), 0), len(chart.categories) - 1)]
     return percent(value) if chart.x_percent else number(value)
 
 
