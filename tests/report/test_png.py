@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from stepwell.report import Chart, Heatmap, HeatmapGrid, Series, write_png
-from stepwell.report.describe import describe
+from stepwell.report.describe import describe, x_text
 from stepwell.report.palette import DARK, LIGHT, color_table, rgb
 from stepwell.report.png import draw
 
@@ -152,3 +152,16 @@ report.png.draw(chart, report.png.LIGHT)
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_every_place_of_a_chart_of_categories_reads_as_the_nearest(count: int) -> None:
+    """Also the ends of a line that is drawn across all of them, half a place beyond the last."""
+    names = [f"case {number}" for number in range(count)]
+    ends = [-0.5, count - 0.5]
+    level = Series("level", ends, [1.0, 1.0], style="reference")
+    chart = Chart("Title", x_label="x", y_label="y", series=[level], categories=names)
+    assert f"1.00 at {names[0]} to 1.00 at {names[-1]}" in describe(chart).replace(
+        "1 at", "1.00 at"
+    )
+    assert [x_text(chart, place + 0.3) for place in range(count)] == names
