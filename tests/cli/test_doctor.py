@@ -13,6 +13,7 @@ import pytest
 from stepwell.cli import checks, doctor
 from stepwell.cli.checks import Check
 from stepwell.errors import ConfigError
+from stepwell.model import memory
 from stepwell.native import library
 
 
@@ -112,3 +113,24 @@ def test_kernels_that_cannot_be_had_are_broken_where_they_were_asked_for(monkeyp
     check = checks.check_native()
     assert (check.state, check.fix) == ("broken", "unset it.")
     assert "avx9" in check.found
+
+
+@pytest.mark.parametrize(
+    ("switch", "state"),
+    [("always [madvise] never", "ok"), ("always madvise [never]", "warning"), (None, "note")],
+)
+def test_huge_pages_are_found_missed_or_unknown(
+    monkeypatch, tmp_path: Path, switch: str | None, state: str
+) -> None:
+    path = tmp_path / "enabled"
+    if switch is not None:
+        path.write_text(switch)
+    monkeypatch.setattr(memory, "SWITCH", path)
+    monkeypatch.setattr(memory.mmap, "MADV_HUGEPAGE", 14, raising=False)
+    memory.has_huge_pages.cache_clear()
+    try:
+        check = checks.check_huge_pages()
+    finally:
+        memory.has_huge_pages.cache_clear()
+    assert check.state == state
+    assert (f"echo madvise > {path}" in check.fix) == (state == "warning")

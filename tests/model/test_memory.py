@@ -71,7 +71,7 @@ def test_weights_lie_on_huge_pages_and_leave_with_the_last_tensor() -> None:
 @needs_huge_pages
 def test_memory_that_did_not_ask_lies_on_small_pages() -> None:
     """Negative control."""
-    if "[always]" in memory._SWITCH.read_text():
+    if "[always]" in memory.SWITCH.read_text():
         pytest.skip("here all memory asks")
     before = huge_kb()
     plain = torch.empty(8 * HUGE_PAGE, dtype=torch.uint8).zero_()
@@ -98,7 +98,7 @@ def test_copying_pays_where_there_is_room_and_huge_pages(
 ) -> None:
     if switch is not None:
         (tmp_path / "enabled").write_text(switch)
-    monkeypatch.setattr(memory, "_SWITCH", tmp_path / "enabled")
+    monkeypatch.setattr(memory, "SWITCH", tmp_path / "enabled")
     monkeypatch.setattr(memory, "free_memory", lambda: free)
     has_huge_pages.cache_clear()
     try:

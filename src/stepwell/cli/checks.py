@@ -150,6 +150,7 @@ def torch_checks() -> Iterator[Check]:
     yield check_gpu(torch.cuda.device_count(), bool(torch.version.cuda))
     yield check_threads(torch.get_num_threads(), usable_cpus())
     yield check_native()
+    yield check_huge_pages()
     yield Check("speed", "ok", f"{_gigaflops():.0f} GFLOP/s in float32 matrix products")
 
 
@@ -194,6 +195,18 @@ def check_native() -> Check:
         return Check("native kernels", "ok", in_use)
     without = f"not in use: {found.reason}; decoding is about 3 to 7 times slower without"
     return Check("native kernels", "warning" if found.fix else "note", without, found.fix)
+
+
+def check_huge_pages() -> Check:
+    """Whether weights can lie on huge pages of memory."""
+    from stepwell.model.memory import SWITCH, has_huge_pages
+
+    if has_huge_pages():
+        return Check("huge pages", "ok", "weights are copied onto them where memory is free")
+    if not SWITCH.exists():
+        return Check("huge pages", "note", "none on this system")
+    found = "switched off; decoding on the CPU is about 10 to 20% slower without"
+    return Check("huge pages", "warning", found, f"as root: echo madvise > {SWITCH}")
 
 
 def _gigaflops() -> float:

@@ -22,14 +22,14 @@ HUGE_PAGE: Final = 2**21
 REGION: Final = 16 * HUGE_PAGE  # asked of the system at once, at least; untouched it takes nothing
 ALIGNMENT: Final = 64
 CPU: Final = torch.device("cpu")
-_SWITCH: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+SWITCH: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @functools.cache
 def has_huge_pages() -> bool:
     """Whether the system gives huge pages to those who ask for them: Linux, unless switched off."""
     try:
-        return "[never]" not in _SWITCH.read_text() and hasattr(mmap, "MADV_HUGEPAGE")
+        return "[never]" not in SWITCH.read_text() and hasattr(mmap, "MADV_HUGEPAGE")
     except OSError:
         return False
 
