@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+from support import engines
 
+from stepwell.generate.response_cache import ResponseCache
 from stepwell.generate.text import TextGenerator
+from stepwell.model import native
 from stepwell.model.config import ModelConfig
 from stepwell.model.transformer import Transformer
+from stepwell.native.library import unavailable_reason
 from stepwell.text.tokenizer import Tokenizer
 
 ROLES = {"bos": "<bos>", "eos": "<eos>", "think_start": "<think>", "think_end": "</think>"}
@@ -48,3 +55,26 @@ def long_model(model: Transformer) -> Transformer:
 @pytest.fixture
 def gen(model: Transformer, tokenizer: Tokenizer) -> TextGenerator:
     return TextGenerator(model, tokenizer, max_rows=4)
+
+
+@pytest.fixture(params=["native", "torch", "native-strict", "tiles"])
+def executors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every law holds with the kernels and without, in strict mode and out of it."""
+    if request.param in ("torch", "tiles"):
+        monkeypatch.setattr(native, "load", lambda: None)
+    elif native.load() is None:
+        pytest.skip(f"no native kernels: {unavailable_reason()}")
+    monkeypatch.setattr(engines, "strict", request.param in ("native-strict", "tiles"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a response cache is made."""
+    return tmp_path / "answers.sqlite"
+
+
+@pytest.fixture
+def cache(path: Path) -> Iterator[ResponseCache]:
+    """An empty response cache."""
+    with ResponseCache(path) as cache:
+        yield cache

@@ -3,58 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import sys
 
 import pytest
+from support.engines import engine_of, is_strict, request, run_all, tokens
 
 from stepwell.errors import CacheError, ConfigError, HookError, PromptError
 from stepwell.generate import engine as engine_module
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
-from stepwell.model import native
 from stepwell.model.hooks import ZeroHeads
-from stepwell.native.library import unavailable_reason
 
 CONTEXT, V = 64, 16  # of the model in conftest
 
 
-STRICT = False
-
-
-@pytest.fixture(params=["native", "torch", "native-strict", "tiles"], autouse=True)
-def executors(request, monkeypatch):
-    """Every law holds with the kernels and without, in strict mode and out of it."""
-    if request.param in ("torch", "tiles"):
-        monkeypatch.setattr(native, "load", lambda: None)
-    elif native.load() is None:
-        pytest.skip(f"no native kernels: {unavailable_reason()}")
-    monkeypatch.setattr(
-        sys.modules[__name__], "STRICT", request.param in ("native-strict", "tiles")
-    )
-
-
-def engine_of(model, **options):
-    options = {"strict": STRICT, "max_rows": 4, "eos_ids": [], "newline_ids": [], **options}
-    return InferenceEngine(model, **options)
-
-
-def request(*prompt, interventions=(), **params):
-    params = {"max_new_tokens": 6, **params}
-    return Request(prompt or (1, 2, 3), SamplingParams(**params), interventions)
-
-
-def tokens(handle, choice=0):
-    """The tokens of a choice, and why it ended."""
-    events = [event for event in handle if event.choice == choice]
-    ids = [event.token_id for event in events if isinstance(event, TokenEvent)]
-    [end] = [event for event in events if isinstance(event, FinishedEvent)]
-    assert end.usage.completion_tokens == len(ids)
-    return ids, end.reason
-
-
-def run_all(engine, requests):
-    handles = [engine.submit(each) for each in requests]
-    return [tokens(handle) for handle in handles]
+pytestmark = pytest.mark.usefixtures("executors")
 
 
 # What is refused
@@ -121,7 +83,7 @@ def test_where_the_cache_is_full_the_youngest_waits_and_goes_on_as_if_it_had_not
     found = [tokens(handle) for handle in handles]
     assert engine.num_preempted > 0
     assert [reason for _, reason in found] == ["length"] * 3
-    if STRICT:
+    if is_strict():
         assert found == expected
     assert engine.num_free_rows == 4
 

@@ -2,56 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
+from support.engines import engine_of, request, run_all, tokens
 
 from stepwell.generate import engine as engine_module
-from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.executor import Output
-from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
-from stepwell.model import native
 from stepwell.model.cache import KVCache
-from stepwell.native.library import unavailable_reason
 
-STRICT = False
-
-
-@pytest.fixture(params=["native", "torch", "native-strict", "tiles"], autouse=True)
-def executors(request, monkeypatch):
-    """Every law holds with the kernels and without, in strict mode and out of it."""
-    if request.param in ("torch", "tiles"):
-        monkeypatch.setattr(native, "load", lambda: None)
-    elif native.load() is None:
-        pytest.skip(f"no native kernels: {unavailable_reason()}")
-    monkeypatch.setattr(
-        sys.modules[__name__], "STRICT", request.param in ("native-strict", "tiles")
-    )
-
-
-def engine_of(model, **options):
-    options = {"strict": STRICT, "max_rows": 4, "eos_ids": [], "newline_ids": [], **options}
-    return InferenceEngine(model, **options)
-
-
-def request(*prompt, interventions=(), **params):
-    params = {"max_new_tokens": 6, **params}
-    return Request(prompt or (1, 2, 3), SamplingParams(**params), interventions)
-
-
-def tokens(handle, choice=0):
-    """The tokens of a choice, and why it ended."""
-    events = [event for event in handle if event.choice == choice]
-    ids = [event.token_id for event in events if isinstance(event, TokenEvent)]
-    [end] = [event for event in events if isinstance(event, FinishedEvent)]
-    assert end.usage.completion_tokens == len(ids)
-    return ids, end.reason
-
-
-def run_all(engine, requests):
-    handles = [engine.submit(each) for each in requests]
-    return [tokens(handle) for handle in handles]
+pytestmark = pytest.mark.usefixtures("executors")
 
 
 class Faulty:

@@ -9,41 +9,17 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.answers import answer, key
 
 from stepwell.errors import DataError, FormatError, StepwellError
 from stepwell.generate import response_cache
-from stepwell.generate.answer_key import AnswerKey, AnswerSource
-from stepwell.generate.request import Completion, Request, Usage
+from stepwell.generate.answer_key import AnswerKey
 from stepwell.generate.response_cache import ResponseCache
-
-SOURCE = AnswerSource("model", "tokenizer", "float32", "cpu", "auto", frozenset({2}), (3,), (4, 5))
-
-
-def key(number: int, **changes: Any) -> AnswerKey:
-    return AnswerKey(replace(SOURCE, **changes), Request((1, number)))
-
-
-def answer(number: int, length: int = 20) -> Completion:
-    """An answer that says whose it is in every part."""
-    tokens = tuple(range(number, number + length))
-    logprobs = tuple(-1 / (3 + token) for token in tokens)
-    return Completion(f"{number} " * length, tokens, "length", Usage(2, length), logprobs)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "answers.sqlite"
-
-
-@pytest.fixture
-def cache(path: Path) -> Iterator[ResponseCache]:
-    with ResponseCache(path) as cache:
-        yield cache
 
 
 def change(path: Path, statement: str, *values: Any) -> None:

@@ -9,42 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.answers import answer, key
 
 from stepwell.errors import DataError
 from stepwell.generate import response_cache
-from stepwell.generate.answer_key import AnswerKey, AnswerSource
-from stepwell.generate.request import Completion, Request, Usage
 from stepwell.generate.response_cache import ResponseCache
-
-SOURCE = AnswerSource("model", "tokenizer", "float32", "cpu", "auto", frozenset({2}), (3,), (4, 5))
-
-
-def key(number: int, **changes: Any) -> AnswerKey:
-    return AnswerKey(replace(SOURCE, **changes), Request((1, number)))
-
-
-def answer(number: int, length: int = 20) -> Completion:
-    """An answer that says whose it is in every part."""
-    tokens = tuple(range(number, number + length))
-    logprobs = tuple(-1 / (3 + token) for token in tokens)
-    return Completion(f"{number} " * length, tokens, "length", Usage(2, length), logprobs)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "answers.sqlite"
-
-
-@pytest.fixture
-def cache(path: Path) -> Iterator[ResponseCache]:
-    with ResponseCache(path) as cache:
-        yield cache
 
 
 def test_each_thread_has_its_own_connection_until_it_ends(cache: ResponseCache) -> None:

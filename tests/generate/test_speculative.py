@@ -8,38 +8,24 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 
 import pytest
 import torch
+from support.engines import engine_of, is_strict
+from support.speculation import answer, request, run_all, some_requests
 
 from stepwell.errors import ConfigError
 from stepwell.generate import drafters as drafters_module
 from stepwell.generate import engine as engine_module
 from stepwell.generate.draft import MAX_DRAFT, Pace
 from stepwell.generate.drafters import LookupDrafter, ModelDrafter
-from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.executor import Executors, Output
 from stepwell.generate.noise import Purpose
-from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
 from stepwell.generate.speculative import Speculation
 from stepwell.generate.text import TextGenerator
-from stepwell.model import native
 from stepwell.model.transformer import Transformer
-from stepwell.native.library import unavailable_reason
 
-STRICT = False
-
-
-@pytest.fixture(params=["native", "torch", "native-strict", "tiles"], autouse=True)
-def executors(request, monkeypatch):
-    """With the kernels and without, in strict mode and out of it."""
-    if request.param in ("torch", "tiles"):
-        monkeypatch.setattr(native, "load", lambda: None)
-    elif native.load() is None:
-        pytest.skip(f"no native kernels: {unavailable_reason()}")
-    strict = request.param in ("native-strict", "tiles")
-    monkeypatch.setattr(sys.modules[__name__], "STRICT", strict)
+pytestmark = pytest.mark.usefixtures("executors")
 
 
 @pytest.fixture
@@ -59,36 +45,6 @@ def remade(model, *, seed=0, **shape):
     made = Transformer(model.config.changed(**shape))
     made.initialize(seed)
     return made.eval()
-
-
-def engine_of(model, **options):
-    options = {"strict": STRICT, "max_rows": 4, "eos_ids": [], "newline_ids": [], **options}
-    return InferenceEngine(model, **options)
-
-
-def request(*prompt, **params):
-    params = {"max_new_tokens": 12, **params}
-    return Request(prompt or (1, 2, 3, 1, 2, 3), SamplingParams(**params))
-
-
-def some_requests(count=4, **params):
-    prompts = [[1 + place % 9 for place in range(6 + 5 * row)] for row in range(count)]
-    return [request(*prompt, seed=row, **params) for row, prompt in enumerate(prompts)]
-
-
-def answer(handle):
-    """The tokens of a request, why it ended, and how many tokens it is said to have."""
-    events = list(handle)
-    ids = [event.token_id for event in events if isinstance(event, TokenEvent)]
-    [end] = [event for event in events if isinstance(event, FinishedEvent)]
-    return ids, end.reason, end.usage.completion_tokens
-
-
-def run_all(engine, requests, draft=None, **how):
-    handles = [engine.submit(each, draft=draft, **how) for each in requests]
-    found = [answer(handle) for handle in handles]
-    assert engine.num_free_rows == engine.max_rows
-    return found
 
 
 class Watched:
@@ -141,7 +97,7 @@ def test_a_draft_model_of_another_vocabulary_is_refused(model):
 def test_a_rule_must_be_known_and_keep_what_strict_mode_promises(model):
     with pytest.raises(ConfigError, match="Did you mean 'rejection'"):
         engine_of(model).submit(request(), draft="lookup", draft_rule="reject")
-    if STRICT:
+    if is_strict():
         with pytest.raises(ConfigError, match="keeps an answer's distribution but not its tokens"):
             engine_of(model).submit(request(), draft="lookup", draft_rule="rejection")
 
@@ -190,7 +146,7 @@ def test_no_draft_is_longer_than_what_the_answer_may_still_use(model, monkeypatc
 def test_text_streams_and_batches_are_the_same_with_drafts(
     model, tokenizer, lengths, draft, params
 ):
-    gen = TextGenerator(model, tokenizer, strict=STRICT, max_rows=4)
+    gen = TextGenerator(model, tokenizer, strict=is_strict(), max_rows=4)
     source = model if draft == "itself" else draft
     params = {"seed": 3, "max_new_tokens": 24, "logprobs": None, **params}
     prompts = ["ab ab ab", "cd>cd>c", "a"]

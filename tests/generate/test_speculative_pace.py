@@ -4,60 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 
 import pytest
+from support.engines import engine_of
+from support.speculation import request, run_all, some_requests
 
 from stepwell.generate.draft import Pace, Seconds
 from stepwell.generate.drafters import LookupDrafter
-from stepwell.generate.engine import InferenceEngine
-from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
 from stepwell.generate.sequence import Handle
-from stepwell.model import native
-from stepwell.native.library import unavailable_reason
 
-STRICT = False
-
-
-@pytest.fixture(params=["native", "torch", "native-strict", "tiles"], autouse=True)
-def executors(request, monkeypatch):
-    """With the kernels and without, in strict mode and out of it."""
-    if request.param in ("torch", "tiles"):
-        monkeypatch.setattr(native, "load", lambda: None)
-    elif native.load() is None:
-        pytest.skip(f"no native kernels: {unavailable_reason()}")
-    strict = request.param in ("native-strict", "tiles")
-    monkeypatch.setattr(sys.modules[__name__], "STRICT", strict)
-
-
-def engine_of(model, **options):
-    options = {"strict": STRICT, "max_rows": 4, "eos_ids": [], "newline_ids": [], **options}
-    return InferenceEngine(model, **options)
-
-
-def request(*prompt, **params):
-    params = {"max_new_tokens": 12, **params}
-    return Request(prompt or (1, 2, 3, 1, 2, 3), SamplingParams(**params))
-
-
-def some_requests(count=4, **params):
-    prompts = [[1 + place % 9 for place in range(6 + 5 * row)] for row in range(count)]
-    return [request(*prompt, seed=row, **params) for row, prompt in enumerate(prompts)]
-
-
-def answer(handle):
-    """The tokens of a request, why it ended, and how many tokens it is said to have."""
-    events = list(handle)
-    ids = [event.token_id for event in events if isinstance(event, TokenEvent)]
-    [end] = [event for event in events if isinstance(event, FinishedEvent)]
-    return ids, end.reason, end.usage.completion_tokens
-
-
-def run_all(engine, requests, draft=None, **how):
-    handles = [engine.submit(each, draft=draft, **how) for each in requests]
-    found = [answer(handle) for handle in handles]
-    assert engine.num_free_rows == engine.max_rows
-    return found
+pytestmark = pytest.mark.usefixtures("executors")
 
 
 def measured(**seconds):
