@@ -42,6 +42,7 @@ def test_json_is_the_result_and_quiet_is_quiet(run, words) -> None:
 def test_the_same_command_goes_on_where_ctrl_c_stopped_it(
     run, words, trained: Path, tmp_path: Path, monkeypatch
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     update = TrainingProgress.update
 
     def press(self, step, values) -> None:
