@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from support.engines import engine_of, is_strict, request, run_all, tokens
 
@@ -202,26 +200,6 @@ def test_long_prompts_take_turns_in_the_order_of_their_admission(model, monkeypa
     for _ in range(3):
         engine.step()
     assert [handle.is_finished for handle in late] == [True, True, False]
-
-
-@pytest.mark.parametrize("padding", [0, 7, 10**6])
-def test_prompts_share_a_forward_where_little_of_it_is_padding(model, monkeypatch, padding):
-    monkeypatch.setattr(engine_module, "PADDING", padding)
-    forwards, advance = [], InferenceEngine._advance
-
-    def noted(self, batch):
-        forwards.append([len(sequence.pending) for sequence in batch])
-        advance(self, batch)
-
-    monkeypatch.setattr(InferenceEngine, "_advance", noted)
-    lengths = [20, 3, 19, 4, 20, 12, 3]
-    engine = engine_of(model, max_rows=len(lengths))
-    handles = [engine.submit(request(*[2] * n, max_new_tokens=1)) for n in lengths]
-    engine.step()
-    assert all(handle.is_finished for handle in handles)
-    assert sorted(itertools.chain(*forwards)) == sorted(lengths)
-    assert all(max(each) * len(each) - sum(each) <= padding for each in forwards)
-    assert len(forwards) == {0: 5, 7: 3, 10**6: 1}[padding]
 
 
 def test_a_request_can_be_cancelled_wherever_it_is(model):

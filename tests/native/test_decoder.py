@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import islice
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from stepwell.model.transformer import Transformer
 from stepwell.native import decoder as decoder_module
 from stepwell.native import library
 from stepwell.native.build import INSTRUCTION_SETS, LIBRARY, note_of
-from stepwell.native.decoder import BLOCK, Decoder, Row
+from stepwell.native.decoder import BLOCK, Decoder, Run
 from stepwell.native.library import Library, open_library
 
 V, CONTEXT, LENGTH = 61, 160, 150  # three blocks, the last one not full
@@ -154,10 +153,12 @@ def ids_of(number: int, length: int = LENGTH) -> list[int]:
     return torch.randint(V, (length,), generator=torch.Generator().manual_seed(number)).tolist()
 
 
-def in_steps(rows: Sequence[Row], sizes: Sequence[int]) -> Iterator[list[Row]]:
-    remaining = iter(rows)
+def in_steps(ids: Sequence[int], table: Sequence[int], sizes: Sequence[int]) -> Iterator[Run]:
+    """A text cut into runs of these sizes, with logits wanted everywhere."""
+    start = 0
     for size in sizes:
-        yield list(islice(remaining, size))
+        yield Run(ids[start : start + size], start, table, wanted=size)
+        start += size
 
 
 def decoded(
@@ -167,8 +168,8 @@ def decoded(
     sizes: Sequence[int] = STEPS,
 ) -> Tensor:
     """Logits [LENGTH, V] of one sequence that lies in these blocks, in steps of these sizes."""
-    rows = [Row(token, place, table) for place, token in enumerate(ids_of(0))]
-    return torch.cat([decoder.step(step, cache).logits for step in in_steps(rows, sizes)])
+    runs = in_steps(ids_of(0), table, sizes)
+    return torch.cat([decoder.step([run], cache).logits for run in runs])
 
 
 @cache
@@ -210,15 +211,16 @@ def test_bfloat16_errs_no_more_than_torch_does(shape: str, kernels: Library) -> 
     assert ours.abs().max() < 1.5 * theirs.abs().max()
 
 
-def needle_in(step: Callable[[list[Row]], Tensor], size: int) -> Tensor:
+def needle_in(step: Callable[[list[Run]], Tensor], size: int) -> Tensor:
     """The logits of one position in a step of this size, among positions of other sequences."""
-    rows = [Row(token, 11 * index % 120, [index, 0]) for index, token in enumerate(ids_of(3, size))]
-    place = 7 * size % len(rows)
-    rows[place] = Row(5, 77, [45, 41])
-    return step(rows)[place]
+    ids = ids_of(3, size)
+    runs = [Run([token], 11 * index % 120, [index, 0], 1) for index, token in enumerate(ids)]
+    place = 7 * size % len(runs)
+    runs[place] = Run([5], 77, [45, 41], 1)
+    return step(runs)[place]
 
 
-def sizes_that_move_a_bit(step: Callable[[list[Row]], Tensor]) -> list[int]:
+def sizes_that_move_a_bit(step: Callable[[list[Run]], Tensor]) -> list[int]:
     alone = needle_in(step, 1)
     return [size for size in range(2, 41) if not torch.equal(needle_in(step, size), alone)]
 
@@ -232,16 +234,16 @@ FORMS = [*DTYPES, "int8"]
 def test_company_moves_no_bit(shape: str, form: str, kernels: Library) -> None:
     model = model_of(shape, form)
     decoder, past = decoder_of(model, kernels), cache_for(model, 46)
-    assert sizes_that_move_a_bit(lambda rows: decoder.step(rows, past).logits) == []
+    assert sizes_that_move_a_bit(lambda runs: decoder.step(runs, past).logits) == []
 
 
 def test_a_sum_split_by_the_number_of_rows_moves_bits() -> None:
     weight_VC = torch.randn(V, 96, generator=torch.Generator().manual_seed(0))
     x_VC = weight_VC.flip(0)
 
-    def step(rows: list[Row]) -> Tensor:
-        parts = min(len(rows), 4)
-        x_RC = x_VC[[row.token_id for row in rows]]
+    def step(runs: list[Run]) -> Tensor:
+        parts = min(len(runs), 4)
+        x_RC = x_VC[[run.ids[0] for run in runs]]
         products = (x_RC[:, None] * weight_VC).chunk(parts, dim=-1)
         return torch.stack([part.cumsum(-1)[..., -1] for part in products]).sum(0)
 
@@ -271,10 +273,10 @@ def test_neither_steps_nor_blocks_nor_what_lies_there_move_a_bit(
 def test_a_row_that_is_not_a_number_leaves_the_others(form: str, kernels: Library) -> None:
     model = model_of("llama-grouped", form)
     decoder, past = decoder_of(model, kernels), cache_for(model, 6)
-    rows = [Row(token, 40, [index]) for index, token in enumerate(ids_of(2, 6))]
-    sound = decoder.step(rows, past)
+    runs = [Run([token], 40, [index], 1) for index, token in enumerate(ids_of(2, 6))]
+    sound = decoder.step(runs, past)
     past[2, 0, 0, 1, 3] = torch.nan
-    broken = decoder.step(rows, past)
+    broken = decoder.step(runs, past)
     assert broken.sound == [True, True, False, True, True, True]
     assert broken.logits[2].isnan().all()
     for row in (0, 1, 3, 4, 5):

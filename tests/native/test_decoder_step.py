@@ -18,9 +18,12 @@ from stepwell.model.native import native_decoder
 from stepwell.model.transformer import Transformer
 from stepwell.native import decoder as decoder_module
 from stepwell.native import library
-from stepwell.native.decoder import BLOCK, Decoder, Row
+from stepwell.native.decoder import BLOCK, Decoder, Run
 
 V, CONTEXT = 700, 160  # three blocks, the last one not full
+CONFIG = ModelConfig(
+    vocab_size=V, context_length=CONTEXT, width=40, num_kv_heads=2, tie_embeddings=False
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +35,7 @@ def _kernels() -> None:
 @pytest.fixture
 def model() -> Transformer:
     """A model of its own for each test, which may write to the weights."""
-    config = ModelConfig(
-        vocab_size=V, context_length=CONTEXT, width=40, num_kv_heads=2, tie_embeddings=False
-    )
-    made = Transformer(config).requires_grad_(False)
+    made = Transformer(CONFIG).requires_grad_(False)
     made.initialize(0)
     return made
 
@@ -60,9 +60,10 @@ def _threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(decoder_module, "threads", lambda: request.param)
 
 
-def rows_of(count: int) -> list[Row]:
-    """The first positions of one sequence."""
-    return [Row(7 * place % V, place, [2, 0, 1]) for place in range(count)]
+def rows_of(count: int, wanted: int | None = None) -> list[Run]:
+    """The first positions of one sequence; logits are wanted of all, or of the last `wanted`."""
+    ids = [7 * place % V for place in range(count)]
+    return [Run(ids, 0, [2, 0, 1], count if wanted is None else wanted)]
 
 
 @pytest.mark.usefixtures("_threads")
@@ -102,13 +103,34 @@ def test_logits_without_a_finite_highest_are_unsound(
 def test_logits_come_for_those_that_are_wanted_and_all_are_kept(
     decoder: Decoder, past: Tensor
 ) -> None:
-    rows = rows_of(90)
-    expected = decoder.step(rows, past.clone())
-    silent = decoder.step([row._replace(wanted=False) for row in rows[:50]], past)
+    (whole,) = rows_of(90)
+    expected = decoder.step([whole], past.clone())
+    silent = decoder.step(rows_of(50, wanted=0), past)
     assert (silent.logits.shape, silent.best, silent.sound) == ((0, V), [], [])
-    some = decoder.step([row._replace(wanted=row.position % 3 == 0) for row in rows[50:]], past)
-    assert torch.equal(some.logits, expected.logits[51::3])
-    assert some.best == expected.best[51::3]
+    rest = [
+        whole._replace(ids=whole.ids[at : at + 4], start=at, wanted=2) for at in range(50, 90, 4)
+    ]
+    some = decoder.step(rest, past)
+    places = [at + back for at in range(50, 90, 4) for back in (2, 3)]
+    assert torch.equal(some.logits, expected.logits[places])
+    assert some.best == [expected.best[place] for place in places]
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("window", [None, 5, 70])
+def test_a_long_run_has_the_bits_of_its_positions_one_by_one(window: int | None) -> None:
+    """More rows than go through the layers together, in tiles of neighbours and apart."""
+    windowed = {"sliding_window": window, "sliding_layers": (1,)} if window else {}
+    model = Transformer(CONFIG.changed(context_length=600, **windowed))
+    model.requires_grad_(False).initialize(1)
+    ids = torch.randint(0, V, (530,), generator=torch.Generator().manual_seed(2)).tolist()
+    table = [3, 0, 8, 5, 1, 7, 2, 6, 4]
+    caches = torch.zeros(2, 9, 2, 2, 2, BLOCK, 10)
+    decoder = native_decoder(model)
+    together = decoder.step([Run(ids, 0, table, len(ids))], caches[0])
+    alone = [decoder.step([Run([id], at, table, 1)], caches[1]) for at, id in enumerate(ids)]
+    assert torch.equal(together.logits, torch.cat([step.logits for step in alone]))
+    assert torch.equal(*caches)
 
 
 def test_a_step_of_no_rows_does_nothing(decoder: Decoder, past: Tensor) -> None:
@@ -120,30 +142,32 @@ def test_a_step_of_no_rows_does_nothing(decoder: Decoder, past: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "error", "words"),
+    ("run", "error", "words"),
     [
-        (Row(0, 128, [0, 1]), CacheError, "Position 128 lies beyond 2 blocks of 64"),
-        (Row(0, 160, [0, 1, 2]), CacheError, "the model's 160"),
-        (Row(0, -1, [0]), CacheError, "Position -1"),
-        (Row(0, 0, []), CacheError, "beyond 0 blocks"),
-        (Row(0, 70, [0, 3]), CacheError, r"\[0, 3\] are not all in a cache of 3"),
-        (Row(0, 70, [-1, 2]), CacheError, "not all in a cache"),
-        (Row(V, 0, [0]), PromptError, "Token id 700 is not in the model's vocabulary of 700"),
-        (Row(-1, 0, [0]), PromptError, "Token id -1"),
+        (Run([0], 128, [0, 1]), CacheError, "Position 128 lies beyond 2 blocks of 64"),
+        (Run([0], 160, [0, 1, 2]), CacheError, "the model's 160"),
+        (Run([0], -1, [0]), CacheError, "Position -1"),
+        (Run([0] * 100, 30, [0, 1]), CacheError, "Position 129 lies beyond 2 blocks"),
+        (Run([3, 4, V, 5], 0, [0]), PromptError, "Token id 700"),
+        (Run([0], 0, []), CacheError, "beyond 0 blocks"),
+        (Run([0], 70, [0, 3]), CacheError, r"\[0, 3\] are not all in a cache of 3"),
+        (Run([0], 70, [-1, 2]), CacheError, "not all in a cache"),
+        (Run([V], 0, [0]), PromptError, "Token id 700 is not in the model's vocabulary of 700"),
+        (Run([-1], 0, [0]), PromptError, "Token id -1"),
     ],
 )
 def test_what_lies_beyond_is_an_error_and_nothing_is_written(
-    row: Row, error: type[StepwellError], words: str, decoder: Decoder, past: Tensor
+    run: Run, error: type[StepwellError], words: str, decoder: Decoder, past: Tensor
 ) -> None:
     before = past.clone()
     with pytest.raises(error, match=words):
-        decoder.step([Row(1, 5, [0]), row], past)
+        decoder.step([Run([1], 5, [0]), run], past)
     assert torch.equal(past, before)
 
 
 def test_a_table_may_be_longer_than_its_row_needs(decoder: Decoder, past: Tensor) -> None:
-    long = decoder.step([Row(1, 5, [1, 0, 2, 2, 1])], past)
-    assert torch.equal(long.logits, decoder.step([Row(1, 5, [1])], past).logits)
+    long = decoder.step([Run([1], 5, [1, 0, 2, 2, 1], 1)], past)
+    assert torch.equal(long.logits, decoder.step([Run([1], 5, [1], 1)], past).logits)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +217,7 @@ from stepwell.model.quantize import quantize_weights
 from stepwell.model.native import native_decoder
 from stepwell.model.transformer import Transformer
 from stepwell.native import decoder as decoder_module
-from stepwell.native.decoder import Row
+from stepwell.native.decoder import Run
 torch.set_num_threads(2)
 decoder_module.WORTH_A_THREAD = 1
 model = Transformer(ModelConfig(width=96, num_heads=6, num_kv_heads=2))
@@ -202,7 +226,7 @@ decoder = native_decoder(model)
 
 def told():
     cache = torch.zeros(1, 2, 2, 2, 64, 16)
-    steps = [decoder.step([Row(7 * place, place, [0])], cache) for place in range(30)]
+    steps = [decoder.step([Run([7 * place], place, [0], 1)], cache) for place in range(30)]
     bits = torch.cat([step.logits for step in steps]).numpy().tobytes()
     os.write(1, f"{hashlib.sha256(bits).hexdigest()}\\n".encode())
 

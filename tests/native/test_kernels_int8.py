@@ -24,7 +24,7 @@ from stepwell.native.decoder import (
     DecoderWeights,
     LinearWeights,
     NormWeights,
-    Row,
+    Run,
 )
 from stepwell.native.library import Library, open_library
 
@@ -106,7 +106,7 @@ def product(
         final_norm=NormWeights(torch.full((inputs,), 1 / SHRINK) * by_channel, None, 1.0, False),
         head=LinearWeights(torch.from_numpy(stored), inputs, None, torch.from_numpy(layer.scale)),
     )  # fmt: skip
-    rows = [Row(row, 0, [0]) for row in range(len(x))]
+    rows = [Run([row], 0, [0], wanted=1) for row in range(len(x))]
     return Decoder(kernels, weights).step(rows, torch.empty(1, 0, 2, 1, BLOCK, 2)).logits.numpy()
 
 

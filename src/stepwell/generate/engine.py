@@ -33,8 +33,6 @@ from stepwell.model.transformer import Transformer
 
 PREFILL_CHUNK = 512
 PREFILL_BUDGET = 8192
-PADDING = 64
-"""Positions that a forward over prompts may waste on padding: more cost as much as another one."""
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +190,7 @@ class InferenceEngine:
         batches = []
         for group in groups.values():
             prompts = [row for row in group if len(row.pending) > 1]
-            batches += _alike_in_length(_within_budget(prompts, self._most_tokens))
+            batches.append(_within_budget(prompts, self._most_tokens))
             batches.append([row for row in group if len(row.pending) == 1])
         return [batch for batch in batches if batch]
 
@@ -347,27 +345,13 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _within_budget(prompts: list[Sequence], budget: int) -> list[Sequence]:
-    """As many of the prompts as one forward should take; at least one where there are any."""
-    longest = 0
+    """As many of the prompts as one step should read; at least one where there are any."""
+    tokens = 0
     for taken, sequence in enumerate(prompts):
-        longest = max(longest, _next_count(sequence))
-        if taken and longest * (taken + 1) > budget:
+        tokens += _next_count(sequence)
+        if taken and tokens > budget:
             return prompts[:taken]
     return prompts
-
-
-def _alike_in_length(prompts: list[Sequence]) -> list[list[Sequence]]:
-    """The prompts in groups that are each padded to one length, the longest first."""
-    groups: list[list[Sequence]] = []
-    longest = wasted = 0
-    for sequence in sorted(prompts, key=_next_count, reverse=True):
-        count = _next_count(sequence)
-        wasted += longest - count
-        if not groups or wasted > PADDING:
-            groups.append([])
-            longest, wasted = count, 0
-        groups[-1].append(sequence)
-    return groups
 
 
 def _next_count(sequence: Sequence) -> int:

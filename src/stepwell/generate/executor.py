@@ -1,12 +1,12 @@
 """How tokens go through the model: three executors of the same weights over the same cache.
 
-    torch    the whole batch in one forward: any device, prompts, hooks
     native   the C++ kernels, on a CPU: every position by itself, whatever stands beside it
+    torch    forwards over several rows: any device, any intervention
     tiles    torch with the bits of a single position: one row at a time, in tiles of fixed shape
 
-The first is the fastest for prompts and the only one on a GPU; the second decodes. The last two
-give a position the same bits in every company and however its row was cut into steps, which is what
-strict generation is made of.
+The first computes all that it can: it is the fastest. The second does the rest. The first and the
+last give a position the same bits in every company and however its row was cut into steps, which is
+what strict generation is made of.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from stepwell.model.cache_view import CacheView
 from stepwell.model.hooks import Hooks, Intervention
 from stepwell.model.native import native_decoder
 from stepwell.model.transformer import Transformer
-from stepwell.native.decoder import Decoder, Row
+from stepwell.native.decoder import Decoder, Run
 
+PADDING = 64
+"""Positions that a forward in torch may waste on padding: more cost as much as another one."""
 FEW_TOKENS = 128
-"""Up to this many tokens at once are computed by the kernels, where torch is not faster yet."""
-ROWS_A_CALL = 64
-"""Positions that the kernels take at once: more share each read of the weights, but wait longer."""
+"""More tokens at once are computed by torch where the kernels have no wide vectors."""
 
 
 class Chunk(NamedTuple):
@@ -59,18 +59,27 @@ class Executor(Protocol):
 
 
 class TorchExecutor:
-    """One forward over all chunks, padded on the right."""
+    """Forwards over chunks of like length, padded on the right."""
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         self._model, self._cache = model, cache
 
     def run(self, chunks: Sequence[Chunk], interventions: Sequence[Intervention] = ()) -> Output:
+        hooks = Hooks(interventions) if interventions else None
+        logits: dict[int, Tensor] = {}
+        for group in _alike_in_length(chunks):
+            together = self._forward(group, hooks)
+            logits.update(zip((chunk.row for chunk in group), together, strict=True))
+        return Output(torch.cat([logits[chunk.row] for chunk in chunks]))
+
+    def _forward(self, chunks: Sequence[Chunk], hooks: Hooks | None) -> tuple[Tensor, ...]:
+        """Logits [wanted, V] of each chunk."""
         lengths = [len(chunk.ids) for chunk in chunks]
         view = self._cache.append([chunk.row for chunk in chunks], lengths)
         ids_BT = torch.tensor([_padded(chunk.ids, max(lengths)) for chunk in chunks])
-        hooks = Hooks(interventions) if interventions else None
         hidden_BTC = self._model.hidden(ids_BT.to(self._model.device), view=view, hooks=hooks)
-        return Output(self._logits(chunks, hidden_BTC, view, hooks))
+        logits_NV = self._logits(chunks, hidden_BTC, view, hooks)
+        return torch.split(logits_NV, [chunk.wanted for chunk in chunks])
 
     def _logits(
         self, chunks: Sequence[Chunk], hidden_BTC: Tensor, view: CacheView, hooks: Hooks | None
@@ -101,25 +110,15 @@ class NativeExecutor:
 
     def run(self, chunks: Sequence[Chunk], interventions: Sequence[Intervention] = ()) -> Output:
         assert not interventions, "the kernels know no interventions"
-        rows = self._rows(chunks)
-        steps = [
-            self._decoder.step(rows[start : start + ROWS_A_CALL], self._cache.pool)
-            for start in range(0, len(rows), ROWS_A_CALL)
+        rows = [chunk.row for chunk in chunks]
+        starts = self._cache.extend(rows, [len(chunk.ids) for chunk in chunks])
+        runs = [
+            Run(chunk.ids, start, self._cache.table(chunk.row), chunk.wanted)
+            for chunk, start in zip(chunks, starts, strict=True)
         ]
-        logits = steps[0].logits if len(steps) == 1 else torch.cat([step.logits for step in steps])
-        pairs = [pair for step in steps for pair in zip(step.best, step.sound, strict=True)]
-        return Output(logits, [best if sound else None for best, sound in pairs])
-
-    def _rows(self, chunks: Sequence[Chunk]) -> list[Row]:
-        """Every position of the chunks, with its place in the cache."""
-        counts = [len(chunk.ids) for chunk in chunks]
-        starts = self._cache.extend([chunk.row for chunk in chunks], counts)
-        rows = []
-        for chunk, start in zip(chunks, starts, strict=True):
-            table, silent = self._cache.table(chunk.row), len(chunk.ids) - chunk.wanted
-            for index, token in enumerate(chunk.ids):
-                rows.append(Row(token, start + index, table, wanted=index >= silent))
-        return rows
+        logits, best, sound = self._decoder.step(runs, self._cache.pool)
+        likeliest = [id if fine else None for id, fine in zip(best, sound, strict=True)]
+        return Output(logits, likeliest)
 
 
 class TileExecutor:
@@ -166,6 +165,7 @@ class Executors:
         self.strict = strict
         decoder = native_decoder(model)
         self._native = None if decoder is None else NativeExecutor(decoder, cache)
+        self._wide = strict or (decoder is not None and decoder.wide)
         self._torch: Executor = TorchExecutor(model, cache)
         if strict:
             _check_strict(model)
@@ -173,8 +173,9 @@ class Executors:
 
     def of(self, num_tokens: int, hooked: bool) -> Executor:
         """What computes a forward over so many tokens."""
-        few = self.strict or num_tokens <= FEW_TOKENS
-        return self._torch if hooked or self._native is None or not few else self._native
+        if hooked or self._native is None:
+            return self._torch
+        return self._native if self._wide or num_tokens <= FEW_TOKENS else self._torch
 
 
 def _check_strict(model: Transformer) -> None:
@@ -184,6 +185,19 @@ def _check_strict(model: Transformer) -> None:
             " a row other bits in other company.",
             fix='use device="cpu", or leave strict out.',
         )
+
+
+def _alike_in_length(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """The chunks in groups that are each padded to one length, each in the order of its rows."""
+    groups: list[list[Chunk]] = []
+    longest = wasted = 0
+    for chunk in sorted(chunks, key=lambda chunk: len(chunk.ids), reverse=True):
+        wasted += longest - len(chunk.ids)
+        if not groups or wasted > PADDING:
+            groups.append([])
+            longest, wasted = len(chunk.ids), 0
+        groups[-1].append(chunk)
+    return [sorted(group, key=lambda chunk: chunk.row) for group in groups]
 
 
 def _padded(ids: Sequence[int], width: int) -> list[int]:

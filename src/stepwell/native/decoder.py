@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stepwell.errors import CacheError, PromptError, ShapeError
+from stepwell.native.build import BASELINE
 from stepwell.native.library import Library, threads
 
 BLOCK: Final = 64
@@ -91,17 +92,20 @@ class DecoderWeights:
     head: LinearWeights
 
 
-class Row(NamedTuple):
-    """One position to compute: its token, where it stands, and the blocks of its sequence."""
+class Run(NamedTuple):
+    """Neighbouring positions of one sequence: tokens, place of the first, the sequence's blocks.
 
-    token_id: int
-    position: int
+    Logits are wanted after the last `wanted` of them.
+    """
+
+    ids: Sequence[int]
+    start: int
     table: Sequence[int]
-    wanted: bool = True
+    wanted: int = 0
 
 
 class Step(NamedTuple):
-    """What comes out for the rows that were wanted, in order.
+    """What comes out at the positions where logits were wanted, in order.
 
     logits [N, V] float32; best: the lowest id with the highest logit; sound: whether no logit is
     NaN and the highest is finite.
@@ -113,10 +117,14 @@ class Step(NamedTuple):
 
 
 class Decoder:
-    """Runs steps of one model. The weights stay where they are and must not move."""
+    """Runs steps of one model. The weights stay where they are and must not move.
+
+    wide: whether the kernels have wide vectors, with which they outrun torch at any number of rows.
+    """
 
     def __init__(self, library: Library, weights: DecoderWeights) -> None:
         self._handle = declared(library)
+        self.wide = library.instruction_set != BASELINE
         self._kept: list[Any] = [weights]  # what the pointers below point to
         self._num_ids, self._width = weights.embedding.shape
         self._vocab_size = weights.head.weight.shape[0]
@@ -127,22 +135,23 @@ class Decoder:
         self._num_weights = _num_weights(weights)
         self._capacity = self._threads = 0
 
-    def step(self, rows: Sequence[Row], cache: Tensor) -> Step:
-        """Compute all rows; their keys and values go to `cache` [blocks, L, 2, G, BLOCK, D].
+    def step(self, runs: Sequence[Run], cache: Tensor) -> Step:
+        """Compute all runs; their keys and values go to `cache` [blocks, L, 2, G, BLOCK, D].
 
-        Rows of one sequence see each other's keys: each attends to positions up to its own. Raises
-        CacheError where a row's position lies beyond its table or the model's positions, or its
-        table beyond the cache; PromptError for an id that is no token; ShapeError for a cache of
-        another model. Nothing is computed then.
+        Runs of one sequence see each other's keys where the earlier positions come first: each
+        position attends to those up to its own. Raises CacheError where a run reaches beyond its
+        table or the model's positions, or its table beyond the cache; PromptError for an id that is
+        no token; ShapeError for a cache of another model. Nothing is computed then.
         """
         self._check_cache(cache)
-        self._reserve(len(rows))
-        wanted = self._fill(rows, len(cache))
+        rows = sum(len(run.ids) for run in runs)
+        self._reserve(rows)
+        wanted = self._fill(runs, len(cache))
         logits = torch.empty(wanted, self._vocab_size, dtype=torch.float32, device="cpu")
-        self._step.rows = len(rows)
+        self._step.rows = rows
         self._step.cache = cache.data_ptr()
         self._step.logits = logits.data_ptr()
-        self._handle.stepwell_run(self._model, self._step, self._threads_for(len(rows)))
+        self._handle.stepwell_run(self._model, self._step, self._threads_for(rows))
         highest = self._best_logit[:wanted]
         return Step(logits, self._best[:wanted].tolist(), np.isfinite(highest).tolist())
 
@@ -150,31 +159,36 @@ class Decoder:
         """As many threads as have enough to do between two barriers."""
         return min(self._threads, 1 + rows * self._num_weights // WORTH_A_THREAD)
 
-    def _fill(self, rows: Sequence[Row], num_blocks: int) -> int:
-        """Write the rows into the buffers of the step; returns how many logits are wanted."""
-        for index, row in enumerate(rows):
-            blocks = self._blocks(row, num_blocks)
-            self._tables[index, : len(blocks)] = blocks
-        self._ids[: len(rows)] = [row.token_id for row in rows]
-        self._places[: len(rows)] = [row.position for row in rows]
-        flags = [row.wanted for row in rows]
-        self._wanted[: len(rows)] = flags
-        return sum(flags)
+    def _fill(self, runs: Sequence[Run], num_blocks: int) -> int:
+        """Write the runs into the buffers of the step; returns how many logits are wanted."""
+        end = 0
+        for run in runs:
+            blocks = self._blocks(run, num_blocks)
+            rows = slice(end, end := end + len(run.ids))
+            self._tables[rows, : len(blocks)] = blocks
+            self._ids[rows] = run.ids
+            self._places[rows] = self._every_place[run.start : run.start + len(run.ids)]
+            self._wanted[rows] = 0
+            self._wanted[end - run.wanted : end] = 1
+        return sum(run.wanted for run in runs)
 
-    def _blocks(self, row: Row, num_blocks: int) -> Sequence[int]:
-        """The part of a row's table that is needed, once all of the row was found in order."""
-        token_id, position, table, _ = row
-        if not 0 <= position < min(self._positions, BLOCK * len(table)):
+    def _blocks(self, run: Run, num_blocks: int) -> Sequence[int]:
+        """The part of a run's table that is needed, once all of the run was found in order."""
+        ids, start, table, _ = run
+        last = start + len(ids) - 1
+        if start < 0 or last >= min(self._positions, BLOCK * len(table)):
+            outside = start if start < 0 else last
             raise CacheError(
-                f"Position {position} lies beyond {len(table)} blocks of {BLOCK} positions"
+                f"Position {outside} lies beyond {len(table)} blocks of {BLOCK} positions"
                 f" or the model's {self._positions}."
             )
-        blocks = table[: position // BLOCK + 1]
+        blocks = table[: last // BLOCK + 1]
         if min(blocks) < 0 or max(blocks) >= num_blocks:
             raise CacheError(f"The blocks {list(blocks)} are not all in a cache of {num_blocks}.")
-        if not 0 <= token_id < self._num_ids:
+        if min(ids) < 0 or max(ids) >= self._num_ids:
+            foreign = next(each for each in ids if not 0 <= each < self._num_ids)
             raise PromptError(
-                f"Token id {token_id} is not in the model's vocabulary of {self._num_ids}."
+                f"Token id {foreign} is not in the model's vocabulary of {self._num_ids}."
             )
         return blocks
 
@@ -195,6 +209,7 @@ class Decoder:
         self._capacity, self._threads = max(rows, self._capacity), threads()
         size = self._handle.stepwell_workspace_bytes(self._model, self._capacity, self._threads)
         self._workspace = np.empty(size, np.uint8)
+        self._every_place = np.arange(self._positions, dtype=np.int32)
         self._ids, self._places = np.empty((2, self._capacity), np.int32)
         self._tables = np.empty((self._capacity, -(-self._positions // BLOCK)), np.int32)
         self._wanted = np.empty(self._capacity, np.uint8)

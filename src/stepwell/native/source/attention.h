@@ -1,7 +1,8 @@
-// Attention of one row over the cache: the query heads that share a key head, block after block.
+// Attention over the cache: a few neighbouring positions of a sequence, and the query heads that share
+// a key head, so that keys and values are read once for all of them.
 //
-// Keys and values are read from position 0 on (or from where the window begins), in one order that
-// depends on the row's position alone.
+// Keys and values are taken from position 0 on (or from where the window begins), in one order that
+// depends on the query's position alone.
 
 #pragma once
 
@@ -12,6 +13,7 @@ namespace stepwell {
 namespace STEPWELL_ISA {
 
 constexpr int BLOCK = STEPWELL_BLOCK;
+constexpr int QUERIES = 2 * MOST;   // that are computed together, where a key head has fewer
 
 // Where one key head of one layer lies in the blocks of a row's sequence.
 template <class Value>
@@ -28,55 +30,106 @@ struct Past {
     Value *values(int32_t position) const { return keys(position) + values_offset; }
 };
 
-// out[d] += sum over t of weights[t] * values[t][d], for `vectors` neighbouring vectors of channels.
-template <int VECTORS, class Value>
-INLINE void add_values(const float *weights, const Value *values, int32_t count, int32_t width, float *out) {
-    Floats sums[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) sums[v] = load(out + v * LANES);
+// out[x][d] += sum over t of weights[x][t] * values[t][d], for X queries and neighbouring vectors of channels.
+template <int X, int VECTORS, class Value>
+INLINE void add_values(const float *weights, int64_t weight_stride, const Value *values, int32_t count, int32_t width,
+                       float *out) {
+    Floats sums[X][VECTORS];
+    for (int x = 0; x < X; ++x)
+        for (int v = 0; v < VECTORS; ++v) sums[x][v] = load(out + x * width + v * LANES);
     for (int32_t t = 0; t < count; ++t) {
-        const Floats weight = splat(weights[t]);
+        Floats value[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) value[v] = load(values + (int64_t)t * width + v * LANES);
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) sums[v] = fma(weight, load(values + (int64_t)t * width + v * LANES), sums[v]);
+        for (int x = 0; x < X; ++x) {
+            const Floats weight = splat(weights[x * weight_stride + t]);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) sums[x][v] = fma(weight, value[v], sums[x][v]);
+        }
     }
-    for (int v = 0; v < VECTORS; ++v) store(out + v * LANES, sums[v]);
+    for (int x = 0; x < X; ++x)
+        for (int v = 0; v < VECTORS; ++v) store(out + x * width + v * LANES, sums[x][v]);
 }
 
-template <class Value>
-static void mix_values(const float *weights, const Value *values, int32_t count, int32_t width, float *out) {
+// The same for all channels, of X queries.
+template <int X, class Value>
+INLINE void mix_values(const float *weights, int64_t stride, const Value *values, int32_t count, int32_t width,
+                       float *out) {
+    constexpr int WIDE = LANES == 16 ? 4 : 2;   // vectors whose sums fit the registers
     int32_t d = 0;
-    for (; d + 4 * LANES <= width; d += 4 * LANES) add_values<4>(weights, values + d, count, width, out + d);
-    for (; d + LANES <= width; d += LANES) add_values<1>(weights, values + d, count, width, out + d);
+    for (; d + WIDE * LANES <= width; d += WIDE * LANES)
+        add_values<X, WIDE>(weights, stride, values + d, count, width, out + d);
+    for (; d + LANES <= width; d += LANES) add_values<X, 1>(weights, stride, values + d, count, width, out + d);
     for (; d < width; ++d)
-        for (int32_t t = 0; t < count; ++t) out[d] += weights[t] * to_float(values[(int64_t)t * width + d]);
+        for (int x = 0; x < X; ++x)
+            for (int32_t t = 0; t < count; ++t)
+                out[x * width + d] += weights[x * stride + t] * to_float(values[(int64_t)t * width + d]);
 }
 
-// Attention of `heads` queries [heads, width] at `position`; their mixtures of values go to `out`.
-// scores: [heads, score_stride] to work in. queries: room for the queries in the cache's form.
-template <class Format>
-static void attend(const Past<typename Format::Weight> &past, const float *q, int32_t heads, int32_t position,
-                   float scale, int32_t window, Operand &queries, float *scores, int64_t score_stride, float *out) {
-    const int32_t start = window > 0 && position >= window ? position - window + 1 : 0;
-    const int32_t end = position + 1;
-    convert<Format>(q, past.width, heads, past.width, queries);
-    stepwell_linear keys = {nullptr, nullptr, nullptr, BLOCK, past.width, 0};
-    for (int32_t from = start; from < end;) {
-        const int32_t count = (from / BLOCK + 1) * BLOCK < end ? (from / BLOCK + 1) * BLOCK - from : end - from;
-        keys.weight = past.keys(from);
-        multiply<Format>(keys, 0, count, queries, heads, scores + from - start, score_stride);
+// The positions from `begin` to `end`, in the pieces that lie in one block each: each(from, count).
+template <class Each>
+INLINE void in_blocks(int32_t begin, int32_t end, Each each) {
+    for (int32_t from = begin; from < end;) {
+        const int32_t rest = BLOCK - from % BLOCK, count = rest < end - from ? rest : end - from;
+        each(from, count);
         from += count;
     }
-    memset(out, 0, (int64_t)heads * past.width * sizeof(float));
-    for (int32_t head = 0; head < heads; ++head) {
-        float *own = scores + head * score_stride;
-        for (int32_t t = 0; t < end - start; ++t) own[t] *= scale;
-        const float total = exponentials(own, end - start);
-        float *mixture = out + (int64_t)head * past.width;
-        for (int32_t from = start; from < end;) {
-            const int32_t count = (from / BLOCK + 1) * BLOCK < end ? (from / BLOCK + 1) * BLOCK - from : end - from;
-            mix_values(own + from - start, past.values(from), count, past.width, mixture);
-            from += count;
-        }
-        for (int32_t d = 0; d < past.width; ++d) mixture[d] /= total;
+}
+
+// Adds the values from `begin` to `end` to the mixtures of `rows` queries; weights[0] is that of `begin`.
+template <class Value, int X = MOST>
+INLINE void mix(const Past<Value> &past, int32_t begin, int32_t end, int32_t rows, const float *weights,
+                int64_t stride, float *out) {
+    if constexpr (X > 0) {
+        int32_t row = 0;
+        for (; row + X <= rows; row += X)
+            in_blocks(begin, end, [&](int32_t from, int32_t count) {
+                mix_values<X>(weights + row * stride + from - begin, stride, past.values(from), count, past.width,
+                              out + row * past.width);
+            });
+        mix<Value, X - 1>(past, begin, end, rows - row, weights + row * stride, stride, out + row * past.width);
+    }
+}
+
+// What a tile of queries works in.
+struct Scores {
+    Operand queries;
+    float *scores;      // [queries, stride]
+    float *mixtures;    // [queries, head_dim]
+    float *totals;      // [queries]
+    int64_t stride;
+};
+
+// Neighbouring queries [count, heads, width] from `position` on, count q_stride apart; their mixtures of
+// values go to `out`, laid out alike.
+template <class Format>
+static void attend(const Past<typename Format::Weight> &past, const float *q, int64_t q_stride, int32_t count,
+                   int32_t heads, int32_t position, float scale, int32_t window, Scores &own, float *out) {
+    const auto begin_of = [&](int32_t p) { return window > 0 && p >= window ? p - window + 1 : 0; };
+    const int32_t width = past.width, last = position + count - 1;
+    const int32_t begin = begin_of(position), end = position + 1, rows = count * heads;
+    const int32_t common = begin_of(last) < end ? begin_of(last) : end;   // seen by all: from here to `end`
+    for (int32_t i = 0; i < count; ++i) convert<Format>(q + i * q_stride, width, heads, width, own.queries, i * heads);
+    stepwell_linear keys = {nullptr, nullptr, nullptr, BLOCK, width, 0};
+    in_blocks(begin, last + 1, [&](int32_t from, int32_t length) {
+        keys.weight = past.keys(from);
+        multiply<Format>(keys, 0, length, own.queries, rows, own.scores + from - begin, own.stride);
+    });
+    memset(own.mixtures, 0, (int64_t)rows * width * sizeof(float));
+    for (int32_t row = 0; row < rows; ++row) {
+        const int32_t p = position + row / heads, first = begin_of(p);
+        float *scores = own.scores + row * own.stride + first - begin;
+        for (int32_t t = 0; t <= p - first; ++t) scores[t] *= scale;
+        own.totals[row] = exponentials(scores, p - first + 1);
+        mix(past, first, common, 1, scores, own.stride, own.mixtures + row * width);
+    }
+    mix(past, common, end, rows, own.scores + common - begin, own.stride, own.mixtures);
+    for (int32_t row = 0; row < rows; ++row) {
+        const int32_t p = position + row / heads, rest = begin_of(p) > end ? begin_of(p) : end;
+        float *mixture = own.mixtures + row * width, *to = out + row / heads * q_stride + row % heads * width;
+        mix(past, rest, p + 1, 1, own.scores + row * own.stride + rest - begin, own.stride, mixture);
+        for (int32_t d = 0; d < width; ++d) to[d] = mixture[d] / own.totals[row];
     }
 }
 

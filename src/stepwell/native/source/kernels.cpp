@@ -30,10 +30,10 @@ Value *carve(char *&at, int64_t count) {
 
 // What one thread works in, and nobody else reads (but `best`, at the end).
 struct Private {
-    Operand operand, queries;
+    Operand operand;
     float *normed;               // [rows, width]
     float *strip, *gate;         // [rows, strip]
-    float *scores;               // [heads a group, length]
+    Scores attention;
     int32_t *best;               // [rows]
     float *best_logit;           // [rows]
 
@@ -41,16 +41,25 @@ struct Private {
         const int64_t inner = model.mlp_width > model.num_heads * model.head_dim ? model.mlp_width
                                                                                  : model.num_heads * model.head_dim;
         const int64_t inputs = round_up(inner > model.width ? inner : model.width, GROUP);
-        const int64_t group = model.num_heads / model.num_kv_heads;
+        const int64_t queries = tile_positions(model) * (model.num_heads / model.num_kv_heads);
         operand = {carve<float>(at, rows * inputs), carve<float>(at, rows * inputs / GROUP),
                    carve<int32_t>(at, rows * inputs / GROUP * LANES), 0};
-        queries = {carve<float>(at, group * round_up(model.head_dim, 64)), nullptr, nullptr, 0};
         normed = carve<float>(at, rows * model.width);
         strip = carve<float>(at, rows * strip_width(model));
         gate = carve<float>(at, rows * strip_width(model));
-        scores = carve<float>(at, group * round_up(length, LANES));
+        attention.queries = {carve<float>(at, queries * round_up(model.head_dim, 64)), nullptr, nullptr, 0};
+        attention.stride = round_up(length + LANES, LANES);
+        attention.scores = carve<float>(at, queries * attention.stride);
+        attention.mixtures = carve<float>(at, queries * model.head_dim);
+        attention.totals = carve<float>(at, queries);
         best = carve<int32_t>(at, rows);
         best_logit = carve<float>(at, rows);
+    }
+
+    // Positions of a sequence whose attention is computed together.
+    static int32_t tile_positions(const stepwell_model &model) {
+        const int32_t group = model.num_heads / model.num_kv_heads;
+        return group < QUERIES ? QUERIES / group : 1;
     }
 
     static int64_t strip_width(const stepwell_model &model) {
@@ -63,15 +72,22 @@ struct Shared {
     float *x;          // [rows, width]: the residual stream
     float *q, *heads;  // [rows, num_heads * head_dim]
     float *inner;      // [rows, mlp_width]
+    int32_t *tiles;    // [rows + 1]: where each tile of neighbouring positions begins, and the end
+    int32_t *num_tiles;
 
     Shared(const stepwell_model &model, int64_t rows, char *&at)
         : x(carve<float>(at, rows * model.width)),
           q(carve<float>(at, rows * model.num_heads * model.head_dim)),
           heads(carve<float>(at, rows * model.num_heads * model.head_dim)),
-          inner(carve<float>(at, rows * model.mlp_width)) {}
+          inner(carve<float>(at, rows * model.mlp_width)),
+          tiles(carve<int32_t>(at, rows + 1)),
+          num_tiles(carve<int32_t>(at, 1)) {}
 };
 
-int64_t workspace_bytes(const stepwell_model *model, int32_t rows, int32_t threads) {
+constexpr int32_t ROWS = 256;   // that go through all layers together; further ones come after them
+
+int64_t workspace_bytes(const stepwell_model *model, int32_t most, int32_t threads) {
+    const int32_t rows = most < ROWS ? most : ROWS;
     char *start = nullptr, *at = start;
     Shared(*model, rows, at);
     for (int32_t thread = 0; thread < threads; ++thread) Private(*model, rows, model->positions, at);
@@ -138,6 +154,7 @@ private:
 
     void embed() {
         for (int32_t row; (row = take(member)) < step.rows;) {
+            if (row == 0) find_tiles();
             float *x = shared.x + (int64_t)row * model.width;
             copy(model.embedding, step.ids[row], x);
             if (model.position_embedding == nullptr) continue;
@@ -145,6 +162,24 @@ private:
             for (int32_t k = 0; k < model.width; ++k) x[k] += own.normed[k];
         }
         barrier(member);
+    }
+
+    // Rows next to each other that stand at neighbouring positions of one sequence are a tile.
+    void find_tiles() {
+        const int32_t most = Private::tile_positions(model);
+        int32_t count = 0;
+        for (int32_t row = 0; row < step.rows; ++row)
+            if (row == 0 || row - shared.tiles[count - 1] == most || !follows(row)) shared.tiles[count++] = row;
+        shared.tiles[count] = step.rows;
+        *shared.num_tiles = count;
+    }
+
+    // Whether a row stands behind the one before it.
+    bool follows(int32_t row) const {
+        const int32_t *table = step.tables + (int64_t)row * step.table_width;
+        const size_t seen = step.positions[row - 1] / BLOCK + 1;
+        return step.positions[row] == step.positions[row - 1] + 1 &&
+               memcmp(table, table - step.table_width, seen * sizeof *table) == 0;
     }
 
     void copy(const void *table, int64_t entry, float *to) const {
@@ -215,20 +250,21 @@ private:
     }
 
     void attention(const stepwell_layer &weights, int32_t layer) {
-        for (int32_t task; (task = take(member)) < step.rows * model.num_kv_heads;) {
-            const int32_t row = task / model.num_kv_heads, head = task % model.num_kv_heads;
-            if (model.float_format == STEPWELL_BF16) attend_row<BF16>(weights, layer, row, head);
-            else attend_row<F32>(weights, layer, row, head);
+        const int32_t tiles = *shared.num_tiles;
+        for (int32_t task; (task = take(member)) < tiles * model.num_kv_heads;) {
+            const int32_t head = task / tiles, row = shared.tiles[task % tiles];
+            const int32_t count = shared.tiles[task % tiles + 1] - row;
+            if (model.float_format == STEPWELL_BF16) attend_rows<BF16>(weights, layer, row, count, head);
+            else attend_rows<F32>(weights, layer, row, count, head);
         }
         barrier(member);
     }
 
     template <class Format>
-    void attend_row(const stepwell_layer &weights, int32_t layer, int32_t row, int32_t head) {
+    void attend_rows(const stepwell_layer &weights, int32_t layer, int32_t row, int32_t count, int32_t head) {
         const int64_t at = row * queries + (int64_t)head * group * model.head_dim;
-        attend<Format>(past<typename Format::Weight>(layer, head, row), shared.q + at, group, step.positions[row],
-                       weights.score_scale, weights.window, own.queries, own.scores,
-                       round_up(model.positions, LANES), shared.heads + at);
+        attend<Format>(past<typename Format::Weight>(layer, head, row + count - 1), shared.q + at, queries, count, group,
+                       step.positions[row], weights.score_scale, weights.window, own.attention, shared.heads + at);
     }
 
     // Adds a linear layer's outputs to the residual stream.
@@ -310,6 +346,12 @@ private:
     const int64_t queries;
 };
 
+int32_t count_wanted(const stepwell_step &step) {
+    int32_t count = 0;
+    for (int32_t row = 0; row < step.rows; ++row) count += step.wanted[row] != 0;
+    return count;
+}
+
 struct Call {
     const stepwell_model *model;
     const stepwell_step *step;
@@ -347,9 +389,20 @@ void work(Member &member, void *argument) {
 }
 
 void run(const stepwell_model *model, const stepwell_step *step, int32_t threads) {
-    if (step->rows == 0) return;
-    Call call{model, step, threads};
-    run_team(work, &call, threads);
+    stepwell_step part = *step;
+    Call call{model, &part, threads};
+    for (int32_t rest = step->rows; rest > 0; rest -= part.rows) {
+        part.rows = rest < ROWS ? rest : ROWS;
+        run_team(work, &call, threads);
+        const int32_t wanted = count_wanted(part);
+        part.ids += part.rows;
+        part.positions += part.rows;
+        part.tables += (int64_t)part.rows * part.table_width;
+        part.wanted += part.rows;
+        part.logits += (int64_t)wanted * model->vocab_size;
+        part.best += wanted;
+        part.best_logit += wanted;
+    }
 }
 
 }  // namespace

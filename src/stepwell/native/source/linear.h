@@ -131,7 +131,8 @@ INLINE void across(const typename Format::WeightRow (&w)[W], const typename Form
     }
 }
 
-// out[x][i] = output first + i, for at most W outputs, fewer where `count` ends, and X rows of x.
+// out[x][i] = output first + i, for W outputs and X rows of x. Where `count` ends before, what is written
+// behind it means nothing: rows of `out` have room for whole tiles.
 template <class Format, int X, bool FETCH>
 INLINE void outputs(const stepwell_linear &layer, int32_t first, int32_t count, const Operand &x, int32_t row,
                     float *out, int64_t out_stride) {
@@ -143,12 +144,8 @@ INLINE void outputs(const stepwell_linear &layer, int32_t first, int32_t count, 
     Floats sums[X][W] = {};
     if (X <= FEW) along<Format>(weights, inputs, layer.inputs, sums);
     else across<Format, X, FETCH>(weights, inputs, layer.inputs, next, sums);
-    float all[W];
 #pragma GCC unroll 8
-    for (int j = 0; j < X; ++j) {
-        sum4(sums[j][0], sums[j][1], sums[j][2], sums[j][3], all);
-        memcpy(out + j * out_stride, all, (count < W ? count : W) * sizeof(float));
-    }
+    for (int j = 0; j < X; ++j) sum4(sums[j][0], sums[j][1], sums[j][2], sums[j][3], out + j * out_stride);
 }
 
 // `outputs` for `width` rows; the first that come to the weights fetch what follows them.
@@ -176,13 +173,13 @@ static void multiply(const stepwell_linear &layer, int32_t first, int32_t count,
     }
 }
 
-// Rows of x [rows, inputs] in a format's form. The padding lets a tile read whole vectors.
+// Rows of x [rows, inputs] in a format's form, from row `at` on. The padding lets a tile read whole vectors.
 template <class Format>
-INLINE void convert(const float *x, int64_t x_stride, int32_t rows, int32_t inputs, Operand &to) {
+INLINE void convert(const float *x, int64_t x_stride, int32_t rows, int32_t inputs, Operand &to, int32_t at = 0) {
     using Input = typename Format::Input;
     to.stride = round_up(inputs, 64);
     for (int32_t row = 0; row < rows; ++row) {
-        Input *data = static_cast<Input *>(to.data) + row * to.stride;
+        Input *data = static_cast<Input *>(to.data) + (at + row) * to.stride;
         const float *from = x + row * x_stride;
         for (int32_t k = 0; k < inputs; ++k) data[k] = Format::convert(from[k]);
         memset(data + inputs, 0, (to.stride - inputs) * sizeof(Input));

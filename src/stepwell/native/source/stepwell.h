@@ -1,9 +1,10 @@
 // The C interface of the decode kernels: what Python hands over, and nothing of PyTorch.
 //
-// A step runs the tokens of up to `rows` positions through all layers in one call. Every position is
+// A step runs the tokens of any number of positions through all layers in one call. Every position is
 // a row: it writes its key and value to the cache, then attends to all positions of its sequence up to
-// itself. Several rows may belong to one sequence (a prompt, or drafted tokens to be verified). What a
-// row computes has the same bits whatever rows stand beside it, and whatever the number of threads.
+// itself. Several rows may belong to one sequence (a prompt, or drafted tokens to be verified), the
+// earlier positions first. What a row computes has the same bits whatever rows stand beside it, and
+// whatever the number of threads.
 //
 // All pointers stay owned by the caller and must outlive the call. Matrices are stored row after row.
 
