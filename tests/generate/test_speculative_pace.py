@@ -33,14 +33,22 @@ def test_seconds_lie_on_lines_between_the_sizes_measured():
     assert measured(n2=2.0, n4=1.0).of(9) == 1.0
 
 
-def test_a_slow_first_measurement_and_a_slow_single_one_count_little():
+def test_a_slow_first_measurement_and_slow_single_ones_count_nothing():
     found = Seconds()
-    for value in (9.0, 1.0, 1.0, 50.0):
+    for value in (9.0, 1.0, 1.0, 50.0, 1.0, 50.0):
         found.add(1, value)
-    assert found.of(1) == pytest.approx(1.2)
-    for _ in range(60):
+    assert found.of(1) == 1.0
+    for _ in range(8):
         found.add(1, 3.0)
-    assert found.of(1) == pytest.approx(3.0, rel=0.01)
+    assert found.of(1) == 3.0  # what lasts is believed
+
+
+def test_more_tokens_never_take_less():
+    """A size measured when the machine was busy is held down by those above it."""
+    found = measured(n1=2.0, n2=7.0, n4=3.0, n8=4.0)
+    assert [found.of(size) for size in (1, 2, 3, 4, 8)] == [2.0, 3.0, 3.0, 3.0, 4.0]
+    found.add(8, 1.0)  # once is no median
+    assert [found.of(size) for size in (1, 2, 4, 8, 16)] == [2.0, 3.0, 3.0, 4.0, 4 + 8 * 2 / 7]
 
 
 def settled(verify, drafting, chance, rows=1, steps=400, reading=0.0):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import statistics
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,8 +24,8 @@ SHRINKAGE = 2.0
 MAX_DRAFT = 8
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of tokens by which a past is looked up. The more of them agree, the more may follow."""
-RECENT = 0.2
-"""Share of a new measurement in the running mean."""
+RECENT = 15
+"""Measurements of which the median counts."""
 
 
 class PromptLookup:
@@ -185,31 +187,29 @@ class DraftLength:
 
 
 class Seconds:
-    """Measured seconds by size: running means, and straight lines between the sizes measured.
+    """Measured seconds by size: medians of the last few, and straight lines between the sizes.
 
-    A first measurement of a size may include what is only done once, so that a second one that is
-    shorter takes its place. One that took twice as long counts as no more than that.
+    A larger size takes no less than a smaller one, so that one measured when the machine was busy
+    is held down by what was measured since of the sizes above it.
     """
 
     def __init__(self) -> None:
         self._sizes: list[int] = []
-        self._means: list[float] = []
-        self._measured_once: set[int] = set()
+        self._measured: dict[int, deque[float]] = {}
+        self._medians: list[float] = []  # by the sizes in order; never falling
 
     def add(self, size: int, seconds: float) -> None:
         """Take in a measurement."""
-        place = bisect.bisect_left(self._sizes, size)
-        if place == len(self._sizes) or self._sizes[place] != size:
-            self._sizes.insert(place, size)
-            self._means.insert(place, seconds)
-            self._measured_once.add(size)
-            return
-        mean = self._means[place]
-        if size in self._measured_once and seconds < mean:
-            self._means[place] = seconds
-        else:
-            self._means[place] += RECENT * (min(seconds, 2 * mean) - mean)
-        self._measured_once.discard(size)
+        if size not in self._measured:
+            bisect.insort(self._sizes, size)
+            self._measured[size] = deque(maxlen=RECENT)
+        self._measured[size].append(seconds)
+        lowest = math.inf
+        medians = []
+        for each in reversed(self._sizes):
+            lowest = min(lowest, statistics.median_low(self._measured[each]))
+            medians.append(lowest)
+        self._medians = medians[::-1]
 
     def reaches(self, size: int) -> bool:
         """Whether this size or a smaller one was measured."""
@@ -219,11 +219,11 @@ class Seconds:
         """Seconds that this size takes, once any was measured; those of the smallest below it."""
         place = bisect.bisect_left(self._sizes, size)
         if place == len(self._sizes):
-            return self._means[-1] + self._slope() * (size - self._sizes[-1])
+            return self._medians[-1] + self._slope() * (size - self._sizes[-1])
         if place == 0 or self._sizes[place] == size:
-            return self._means[place]
+            return self._medians[place]
         share = (size - self._sizes[place - 1]) / (self._sizes[place] - self._sizes[place - 1])
-        return self._means[place - 1] + share * (self._means[place] - self._means[place - 1])
+        return self._medians[place - 1] + share * (self._medians[place] - self._medians[place - 1])
 
     def _slope(self) -> float:
         """Seconds that one more takes beyond the largest size measured.
@@ -232,8 +232,8 @@ class Seconds:
         """
         first, last = self._sizes[0], self._sizes[-1]
         if first == last:
-            return self._means[0] / (2 * first)
-        return max(0.0, (self._means[-1] - self._means[0]) / (last - first))
+            return self._medians[0] / (2 * first)
+        return (self._medians[-1] - self._medians[0]) / (last - first)
 
 
 @dataclass(eq=False)

@@ -44,7 +44,7 @@ INLINE Ints dot_group(const uint8_t *w, const int8_t *x, const int32_t *offset) 
 
 // Weights and inputs as integers, a group of either at a step. Rows are padded to whole groups.
 struct INT8 {
-    static constexpr int STEP = GROUP;
+    static constexpr int STEP = GROUP, FEW = 1;
     using Weight = uint8_t;
     struct WeightRow {
         const uint8_t *data;

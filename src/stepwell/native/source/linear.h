@@ -5,7 +5,8 @@
 // number of rows, moves no bit.
 //
 // A format says how weights and inputs are held: its Weights and Inputs are what a row of either has at
-// one step, and dot() adds their products to a sum. F32 and BF16 are here, 8-bit weights in int8.h.
+// one step, dot() adds their products to a sum, and with at most FEW rows of inputs memory is what the CPU
+// waits for. F32 and BF16 are here, 8-bit weights in int8.h.
 
 #pragma once
 
@@ -17,7 +18,6 @@ namespace STEPWELL_ISA {
 
 constexpr int STRIP = 512;   // outputs that a thread computes at a time, at most
 constexpr int W = 4;         // outputs of a tile
-constexpr int FEW = 2;       // rows of inputs with which memory is what the CPU waits for
 constexpr int AHEAD = 1 << 13;   // bytes of weights that are fetched before they are needed
 constexpr int MOST = LANES == 16 ? 6 : 3;   // rows of inputs of a tile: its sums fit the registers
 
@@ -34,6 +34,7 @@ template <class Self, class Weight_, class Input_>
 struct Plain {
     using Weight = Weight_;
     using Input = Input_;
+    static constexpr int FEW = 2;
     using WeightRow = const Weight *;
     using InputRow = const Input *;
     INLINE WeightRow weight_row(const stepwell_linear &layer, int64_t output) {
@@ -142,7 +143,7 @@ INLINE void outputs(const stepwell_linear &layer, int32_t first, int32_t count, 
     for (int j = 0; j < X; ++j) inputs[j] = Format::input_row(x, row + j);
     const char *next = Format::address(weights[0]) + AHEAD;
     Floats sums[X][W] = {};
-    if (X <= FEW) along<Format>(weights, inputs, layer.inputs, sums);
+    if (X <= Format::FEW) along<Format>(weights, inputs, layer.inputs, sums);
     else across<Format, X, FETCH>(weights, inputs, layer.inputs, next, sums);
 #pragma GCC unroll 8
     for (int j = 0; j < X; ++j) sum4(sums[j][0], sums[j][1], sums[j][2], sums[j][3], out + j * out_stride);
