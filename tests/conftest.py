@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,6 +36,14 @@ def _own_cache_folder(
 ) -> None:
     """Nothing is remembered in the cache folder of who runs the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def chat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small model that has learnt to chat; to be read only."""
+    from support.chats import train_chat
+
+    return train_chat(tmp_path_factory.mktemp("chat"))
 
 
 class ScriptedStage:

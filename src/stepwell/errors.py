@@ -7,6 +7,7 @@
     │   └── HookError               a point, layer or head that the model does not have
     ├── DataError                   a data file or data set that is missing, empty or malformed
     ├── TokenizerError              tokenizer files that are missing, malformed or of another model
+    ├── TemplateError               a chat template that is missing, broken or refuses the messages
     ├── WeightsError                weights that are missing, truncated, or not as config.json says
     ├── CheckpointError             a checkpoint that is damaged, foreign or does not fit the run
     ├── FormatError                 a file in a newer format than this version reads
@@ -66,6 +67,10 @@ class DataError(StepwellError):
 
 class TokenizerError(StepwellError):
     """Tokenizer files that are missing, malformed, or made for another model."""
+
+
+class TemplateError(StepwellError):
+    """A chat template that is missing, broken, or refuses the messages it is given."""
 
 
 class WeightsError(StepwellError):

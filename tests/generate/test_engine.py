@@ -99,6 +99,23 @@ def test_a_prompt_that_was_computed_before_is_found_in_the_cache(long_model):
     assert [end.usage.cached_tokens for end in ends] == [0, 128, 128, 0, 0]
 
 
+def test_an_answer_is_found_in_the_cache_as_well(long_model):
+    """The next turn of a conversation begins with this one."""
+    engine, asked = engine_of(long_model), request(*[3] * 70, max_new_tokens=80)
+    ids, _ = tokens(engine.submit(asked))
+    turn = request(*asked.prompt_ids, *ids, 5)
+    again = engine.submit(turn)
+    found = tokens(again)
+    *_, end = engine.submit(turn)
+    assert end.usage.cached_tokens == 128
+    assert again.sequences[0].num_cached == 128
+    if is_strict():
+        assert found == tokens(engine_of(long_model).submit(turn))
+    other = request(*asked.prompt_ids, *ids[:30], 9, *ids[31:], 5)  # negative control
+    *_, end = engine.submit(other)
+    assert end.usage.cached_tokens == 64
+
+
 def test_a_request_that_takes_too_long_is_ended(model, monkeypatch):
     now = 100.0
     monkeypatch.setattr(engine_module.time, "monotonic", lambda: now)

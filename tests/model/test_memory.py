@@ -128,3 +128,16 @@ def test_a_model_is_copied_where_that_pays_and_mapped_elsewhere(
         file.write(content)
     ours, theirs = model.state_dict().values(), loaded.state_dict().values()
     assert all(map(torch.equal, ours, theirs)) == pays, "a mapped file shows through"
+
+
+@needs_huge_pages
+def test_what_is_remembered_lies_on_huge_pages_where_it_fills_one() -> None:
+    cpu = torch.device("cpu")
+    large, small = (memory.zeros((rows, 2**19), torch.float32, cpu) for rows in (4, 0))
+    assert asks_for_huge_pages(large.data_ptr())
+    assert (large.shape, small.shape) == ((4, 2**19), (0, 2**19))
+    assert not large.any()
+    wide = ModelConfig(vocab_size=9, context_length=4096, width=64, num_layers=2, num_heads=2)
+    cache = Transformer(wide).new_cache(1)
+    cache.append([cache.allocate()], [4096])
+    assert asks_for_huge_pages(cache.pool.data_ptr())

@@ -25,6 +25,10 @@ from stepwell.tasks import (
 )
 
 TEXT = "".join(f"{i} wells have {i * i} steps, ça va.\n" for i in range(400))
+CHATS = "".join(
+    json.dumps({"data": [f"{i}²?", f"<think>{i} times</think>{i * i}", "why?", f"as {i}"]}) + "\n"
+    for i in range(200)
+)
 LINES = "".join(json.dumps({"prompt": f"{i}²=", "answer": str(i * i)}) + "\n" for i in range(200))
 
 PLAIN: dict[str, dict[str, object]] = {
@@ -48,6 +52,7 @@ PLAIN: dict[str, dict[str, object]] = {
         "vocab_size": 300,
     },
     "pairs of characters": {"name": "pairs", "path": "lines.jsonl"},
+    "chats of bpe": {"name": "chats", "path": "chats.jsonl", "tokens": "bpe", "vocab_size": 300},
     "pairs of bpe": {"name": "pairs", "path": "lines.jsonl", "tokens": "bpe", "vocab_size": 300},
 }
 
@@ -57,7 +62,8 @@ def plain(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object]:
     values = dict(PLAIN[request.param])
     if "path" in values:
         path = tmp_path / str(values["path"])
-        path.write_text(TEXT if path.suffix == ".txt" else LINES, encoding="utf-8")
+        content = {"text.txt": TEXT, "lines.jsonl": LINES, "chats.jsonl": CHATS}[path.name]
+        path.write_text(content, encoding="utf-8")
         values["path"] = str(path)
     return values
 
@@ -132,7 +138,8 @@ def test_the_labels_spell_the_answer(task: Task) -> None:
     for i in range(20):
         example = task.example_in("train", i)
         labels = [label for label in task.encode(example).labels if label != IGNORE]
-        assert task.tokenizer.decode(labels) == example.answer
+        end = "<eos>" if task.ends and not example.targets[0].in_place else ""
+        assert task.tokenizer.decode(labels, skip_special=False) == example.answer + end
 
 
 @pytest.mark.parametrize(
@@ -198,6 +205,7 @@ assert "torch" not in sys.modules, "torch was imported"
 def test_nothing_depends_on_the_hash_seed_and_nothing_needs_torch(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / "lines.jsonl").write_text(LINES, encoding="utf-8")
+    (tmp_path / "chats.jsonl").write_text(CHATS, encoding="utf-8")
     reports = [
         subprocess.run(
             [sys.executable, "-c", REPORT, json.dumps(list(PLAIN.values()))],

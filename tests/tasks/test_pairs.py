@@ -41,7 +41,7 @@ def test_each_epoch_meets_every_line_in_another_order(tmp_path: Path) -> None:
 def test_a_prompt_that_comes_twice_stays_in_one_split(tmp_path: Path) -> None:
     rows = [(prompt, answer + suffix) for prompt, answer in ROWS for suffix in ("", "!")]
     task = Pairs(path=write(tmp_path / "a.jsonl", rows))
-    homes = [{e.prompt for e in task._members[split]} for split in SPLITS]
+    homes = [{task.examples[n].prompt for n in task._members[split]} for split in SPLITS]
     assert sum(map(len, homes)) == len(set().union(*homes)) == 300
 
 
@@ -89,5 +89,5 @@ def test_a_split_without_a_line_is_an_error(tmp_path: Path) -> None:
     home = task.examples[0].split
     assert task.example_in(home, 17).answer == "b"
     for split in set(SPLITS) - {home}:
-        with pytest.raises(DataError, match=f"none of 1 lines belongs to the {split} split"):
+        with pytest.raises(DataError, match=f"none of 1 examples belongs to the {split} split"):
             task.example_in(split, 0)

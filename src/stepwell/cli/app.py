@@ -58,6 +58,7 @@ COMMANDS: Final = (
     Command("train", "train:train_command", "Train a model on a task.", TRAIN, by_tokens=True),
     Command("preview", "preview:preview_command", "Examples as a model sees them.", TRAIN, True),
     Command("generate", "generate:generate", "Answers to a prompt, or to a file of them.", USE),
+    Command("chat", "chat:chat", "Talk with a model in the terminal.", USE),
     Command("inspect", "inspect:inspect", "Attention and next tokens of a text.", USE),
     Command("models", "models:models", "Run folders and models, and how good they are.", USE),
     Command("convert", "convert:convert", "Another number format, or from .pt.", USE),

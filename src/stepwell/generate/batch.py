@@ -145,7 +145,12 @@ class Batch:
 
 
 def transcripts_of(
-    handle: Handle, tokenizer: Tokenizer, prefix: str, *, stream: bool
+    handle: Handle,
+    tokenizer: Tokenizer,
+    prefix: str,
+    *,
+    stream: bool,
+    skip_special: bool = True,
 ) -> dict[int, Transcript]:
     """A transcript for each choice of a request."""
     request = handle.request
@@ -157,6 +162,7 @@ def transcripts_of(
             stops=request.sampling.stop,
             stream=stream,
             prefix=prefix,
+            skip_special=skip_special,
         )
         for sequence in handle.sequences
     }

@@ -57,7 +57,7 @@ class InferenceEngine:
         model: Transformer,
         *,
         strict: bool = False,
-        max_rows: int = 32,
+        max_rows: int = 64,
         kv_cache_bytes: int | None = None,
         eos_ids: Iterable[int] | None = None,
         newline_ids: Iterable[int] | None = None,
@@ -284,11 +284,20 @@ class InferenceEngine:
         errors: dict[Sequence, Exception] | None = None,
     ) -> None:
         """End sequences, free what they hold and report it."""
+        for sequence in ended:
+            self._share_answer(sequence)
         self._scheduler.end(list(ended))
         for sequence, reason in ended.items():
             sequence.handle.finished(sequence, reason, (errors or {}).get(sequence))
             if sequence.handle.is_finished:
                 self._deadlines.discard(sequence.handle)
+
+    def _share_answer(self, sequence: Sequence) -> None:
+        """Let the answer's full blocks be found too: with them a conversation goes on."""
+        length = self._cache.length(sequence.row) if sequence.row >= 0 else 0
+        if length // BLOCK > len(sequence.handle.block_keys):
+            ids = sequence.since(0)[:length]
+            self._cache.publish(sequence.row, sequence.handle.keys_of(ids))
 
     def _note_out_of_memory(self, rows: int) -> None:
         self._most_tokens = max(1, self._most_tokens // 2)

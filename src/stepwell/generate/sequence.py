@@ -181,8 +181,11 @@ class Handle:
     @cached_property
     def block_keys(self) -> tuple[bytes, ...]:
         """What the prompt's full blocks are found under in the prefix cache."""
-        root = root_key(self.request.cache_salt, self.forward_key)
-        return block_keys(root, self.request.prompt_ids)
+        return self.keys_of(self.request.prompt_ids)
+
+    def keys_of(self, ids: Series[int]) -> tuple[bytes, ...]:
+        """What the full blocks of a text are found under, where it is computed as this one is."""
+        return block_keys(root_key(self.request.cache_salt, self.forward_key), ids)
 
     @property
     def is_finished(self) -> bool:

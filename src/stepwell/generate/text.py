@@ -68,7 +68,7 @@ class TextGenerator:
         defaults: SamplingParams | None = None,
         eos_ids: Iterable[int] | None = None,
         strict: bool = False,
-        max_rows: int = 32,
+        max_rows: int = 64,
         kv_cache_bytes: int | None = None,
         long_prompt: LongPrompt = "error",
     ) -> None:

@@ -53,7 +53,8 @@ class Transcript:
 
     Decodes as it goes only where it must: to stream, or to look for stop strings. `prefix` is put
     before the text (the prompt, where the caller wants it back). What comes after a stop string,
-    because the engine ran ahead, is left out.
+    because the engine ran ahead, is left out. skip_special: whether special tokens are, too, where
+    it decodes as it goes.
     """
 
     def __init__(
@@ -65,12 +66,17 @@ class Transcript:
         stops: Series[str],
         stream: bool,
         prefix: str = "",
+        skip_special: bool = True,
     ) -> None:
         self.completion: Completion | None = None
         self.error: Exception | None = None
         self._tokenizer, self._prompt_ids, self._stop_ids = tokenizer, prompt_ids, stop_ids
         decodes = stream or bool(stops)
-        self._decoder = IncrementalDecoder(tokenizer, after=prompt_ids) if decodes else None
+        self._decoder = (
+            IncrementalDecoder(tokenizer, after=prompt_ids, skip_special=skip_special)
+            if decodes
+            else None
+        )
         self._matcher = StopMatcher(stops)
         self._ids: list[int] = []
         self._logprobs: list[float] = []

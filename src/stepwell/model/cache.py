@@ -26,6 +26,7 @@ from stepwell.errors import CacheError
 from stepwell.model.blocks import BLOCK, BlockPool, blocks_for
 from stepwell.model.cache_view import CacheView, TileView
 from stepwell.model.config import ModelConfig
+from stepwell.model.memory import zeros
 
 
 class KVCache:
@@ -250,7 +251,7 @@ class KVCache:
         if needed > have:
             size = min(self.blocks.total, max(needed, 2 * have))
             with torch.inference_mode(False):
-                grown = self.pool.new_zeros(size, *self.pool.shape[1:])
+                grown = zeros((size, *self.pool.shape[1:]), self.pool.dtype, self.device)
             grown[:have] = self.pool
             self.pool = grown
 

@@ -1,7 +1,8 @@
-"""Where a model's weights lie in memory: side by side, on huge pages where the system has them.
+"""Where weights, keys and values lie in memory: on huge pages where the system has them.
 
-A processor looks up the place of every page that it reads. Decoding reads all weights for each
-token, in pages of 4 KiB half a million for 2 GB; in huge pages of 2 MiB it is a thousand.
+A processor looks up the place of every page that it reads. Decoding reads all weights and all that
+it remembers for each token, in pages of 4 KiB half a million for 2 GB; in huge pages of 2 MiB it is
+a thousand.
 """
 
 from __future__ import annotations
@@ -68,10 +69,18 @@ class WeightMemory:
         return self.empty(tensor.shape, dtype or tensor.dtype).copy_(tensor.detach())
 
 
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, on huge pages where there are any and the tensor fills one."""
+    size = prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < HUGE_PAGE or not has_huge_pages():
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    return _region(size).view(dtype).view(tuple(shape))
+
+
 def _region(size: int) -> Tensor:
-    """Fresh memory, uint8, that begins with a huge page where the system has them."""
+    """Fresh memory, uint8, that begins with a huge page where the system has them, and is zero."""
     if not has_huge_pages():
-        return torch.empty(size, dtype=torch.uint8, device="cpu")
+        return torch.zeros(size, dtype=torch.uint8, device="cpu")
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     mapping = mmap.mmap(-1, size + HUGE_PAGE, flags=private)
     mapping.madvise(mmap.MADV_HUGEPAGE)

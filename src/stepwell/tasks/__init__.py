@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stepwell.tasks.arithmetic import Arithmetic
 from stepwell.tasks.base import Task, task_from_plain
+from stepwell.tasks.chats import Chats
 from stepwell.tasks.corpus import Corpus
 from stepwell.tasks.dag import DagReachability
 from stepwell.tasks.dataset import check_leakage, read_dataset, write_dataset
@@ -23,6 +24,7 @@ TASKS: dict[str, type[Task]] = {
         Arithmetic,
         Corpus,
         Pairs,
+        Chats,
     )
 }
 
@@ -32,6 +34,7 @@ __all__ = [
     "TASKS",
     "Arithmetic",
     "Batch",
+    "Chats",
     "Corpus",
     "DagReachability",
     "Encoded",

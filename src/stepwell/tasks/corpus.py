@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -61,7 +61,10 @@ class FileTask(Task):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """One token a character of the file, one a byte, or a BPE trained on the train split."""
-        roles = {"eos": "<eos>"} if self.ends else {}
+        return self.made_tokenizer({"eos": "<eos>"} if self.ends else {})
+
+    def made_tokenizer(self, roles: Mapping[str, str]) -> Tokenizer:
+        """A tokenizer as `tokens` says, with special tokens for these roles."""
         if self.tokens == "character":
             return Tokenizer.character(sorted(set().union(*self.texts())), roles=roles)
         if self.tokens == "byte":

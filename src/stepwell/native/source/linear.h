@@ -18,6 +18,8 @@ namespace STEPWELL_ISA {
 
 constexpr int STRIP = 512;   // outputs that a thread computes at a time, at most
 constexpr int W = 4;         // outputs of a tile
+constexpr int PANEL = 128;   // outputs whose weights are kept in the cache for many rows of inputs
+constexpr int MANY = 8;      // tiles of inputs that are many
 constexpr int AHEAD = 1 << 13;   // bytes of weights that are fetched before they are needed
 constexpr int MOST = LANES == 16 ? 6 : 3;   // rows of inputs of a tile: its sums fit the registers
 
@@ -160,15 +162,18 @@ INLINE void outputs_of(int32_t width, const stepwell_linear &layer, int32_t firs
     }
 }
 
-// out[r][i] = output first + i of row r, without bias. The rows are shared out evenly over few tiles.
+// out[r][i] = output first + i of row r, without bias. The rows are shared out evenly over few tiles. With
+// many of them a panel of weights stays in the cache while all rows pass, else the rows while weights pass.
 template <class Format>
 static void multiply(const stepwell_linear &layer, int32_t first, int32_t count, const Operand &x, int32_t rows,
                      float *out, int64_t out_stride) {
-    const int32_t tiles = (rows + MOST - 1) / MOST;
-    for (int32_t i = 0; i < count; i += W) {
+    const int32_t tiles = (rows + MOST - 1) / MOST, panel = tiles > MANY ? PANEL : W;
+    for (int32_t begin = 0; begin < count; begin += panel) {
+        const int32_t end = begin + panel < count ? begin + panel : count;
         for (int32_t t = 0, row = 0; t < tiles; ++t) {
             const int32_t width = (rows - row + tiles - t - 1) / (tiles - t);
-            outputs_of<Format>(width, layer, first + i, count - i, x, row, out + row * out_stride + i, out_stride);
+            for (int32_t i = begin; i < end; i += W)
+                outputs_of<Format>(width, layer, first + i, count - i, x, row, out + row * out_stride + i, out_stride);
             row += width;
         }
     }

@@ -1,0 +1,183 @@
+"""Conversations from a JSONL file of the user's, of which every reply is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+
+import pydantic
+
+from stepwell.errors import DataError
+from stepwell.tasks.example import IGNORE, Encoded, Example, Target, split_of
+from stepwell.tasks.lines import LinesTask, json_lines
+from stepwell.text.messages import Message, read_conversation
+from stepwell.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # it needs Jinja, which the other tasks can do without
+    from stepwell.text.chat import Chat, Lesson
+
+ROLES: Final = {
+    "eos": "<|end|>",
+    "question_end": "<|reply|>",
+    "answer_end": "<|end|>",
+    "think_start": "<think>",
+    "think_end": "</think>",
+}
+
+
+class Chats(LinesTask):
+    """The conversations of a file: {"messages": [...]} or {"data": [question, answer, ...]} a line.
+
+    Learnt is what the assistant says, with its thinking and the token that ends it; the rest is
+    read only. A conversation whose replies think is several examples, since no later turn sees old
+    thinking. All examples of conversations that begin alike are in one split.
+    """
+
+    ends: ClassVar[bool] = False  # the chat template puts the end
+
+    tokenizer_from: Path | None = pydantic.Field(
+        default=None, description="a model directory whose tokenizer and chat template are taken"
+    )
+    max_tokens: int = pydantic.Field(
+        default=0, ge=0, description="longer examples are left out; 0 takes all"
+    )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """That of `tokenizer_from`; else one of its own, with tokens that end what is said."""
+        from stepwell.text.chat import template_of
+
+        if self.tokenizer_from is not None:
+            return Tokenizer.load(self.tokenizer_from)
+        made = self.made_tokenizer(ROLES)
+        return Tokenizer(made.core, ROLES, {"chat_template": template_of(made)})
+
+    @cached_property
+    def chat(self) -> Chat:
+        """The chat format of the tokenizer."""
+        from stepwell.text.chat import Chat
+
+        return Chat(self.tokenizer)
+
+    @cached_property
+    def conversations(self) -> list[list[Message]]:
+        """All lines of the file. Raises DataError that names the line."""
+        found = [
+            read_conversation(row, where=where) for where, row in json_lines(self.text, self.path)
+        ]
+        if not found:
+            raise DataError(f"{self.path} holds no line.", fix='give lines {"messages": [...]}.')
+        return found
+
+    @property
+    def examples(self) -> list[Example]:
+        """What is learnt, conversation by conversation."""
+        return self._learnt.examples
+
+    @property
+    def num_left_out(self) -> int:
+        """How many examples are longer than `max_tokens`."""
+        return self._learnt.num_left_out
+
+    def split_of(self, number: int) -> str:
+        """The split of what the example's conversation begins with."""
+        return self._learnt.splits[number]
+
+    @property
+    def context_length(self) -> int:
+        """The longest that a reply is asked with, and the longest reply."""
+        lessons = self._learnt.lessons.values()
+        asked = max(len(lesson.ids) - _last_reply(lesson) for lesson in lessons)
+        return asked + self.max_answer_tokens
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """The most tokens that are learnt of an example."""
+        return max(sum(lesson.learnt) for lesson in self._learnt.lessons.values())
+
+    def encode(self, example: Example) -> Encoded:
+        """The tokens of an example of this file, labelled where the next one is learnt."""
+        lesson = self._learnt.lessons[example.text]
+        follow = zip(lesson.ids[1:], lesson.learnt[1:], strict=True)
+        labels = [token if learnt else IGNORE for token, learnt in follow]
+        return Encoded(lesson.ids[:-1], labels, [0] * len(labels))
+
+    def grade(self, example: Example, answer_text: str) -> bool:
+        """Whether the answer is the expected one, whatever was thought before."""
+        end = self.chat.end_of_answer
+        said, expected = (
+            self.chat.reply(text.strip().removesuffix(end)).answer.strip()
+            for text in (answer_text, example.answer)
+        )
+        return said == expected
+
+    def texts(self) -> Sequence[str]:
+        """All that anybody says, and the line breaks between."""
+        return ["\n", *_said(self.conversations)]
+
+    def taught(self) -> Sequence[str]:
+        """What is said in the conversations of the train split."""
+        return _said([each for each in self.conversations if _split(each) == "train"])
+
+    def identity(self) -> dict[str, Any]:
+        """The plain values; the tokenizer counts by itself, wherever it is from."""
+        plain = super().identity()
+        return {key: value for key, value in plain.items() if key != "tokenizer_from"}
+
+    @cached_property
+    def _learnt(self) -> _Learnt:
+        learnt = _Learnt([], [], {})
+        left_out = 0
+        for conversation in self.conversations:
+            split = _split(conversation)
+            for lesson in self.chat.lessons(conversation):
+                if 0 < self.max_tokens < len(lesson.ids):
+                    left_out += 1
+                    continue
+                learnt.examples.append(_example(lesson))
+                learnt.splits.append(split)
+                learnt.lessons[lesson.text] = lesson
+        if not learnt.examples:
+            raise DataError(
+                f"{self.path}: all {left_out} examples have more than"
+                f" max_tokens={self.max_tokens}.",
+                fix="raise max_tokens.",
+            )
+        return learnt._replace(num_left_out=left_out)
+
+
+class _Learnt(NamedTuple):
+    """The examples of a file, the split of each, and its tokens by its text."""
+
+    examples: list[Example]
+    splits: list[str]
+    lessons: dict[str, Lesson]
+    num_left_out: int = 0
+
+
+def _example(lesson: Lesson) -> Example:
+    targets = (Target(begin, lesson.text[begin:end]) for begin, end in lesson.replies)
+    return Example(lesson.text, tuple(targets), ids=tuple(lesson.ids))
+
+
+def _last_reply(lesson: Lesson) -> int:
+    """The number of tokens that are learnt at the end."""
+    return next(place for place, learnt in enumerate(reversed(lesson.learnt)) if not learnt)
+
+
+def _split(conversation: Sequence[Message]) -> str:
+    """By what is said up to the first reply."""
+    first = next(place for place, each in enumerate(conversation) if each.role == "assistant")
+    return split_of("\n".join(message.content for message in conversation[:first]))
+
+
+def _said(conversations: Sequence[Sequence[Message]]) -> list[str]:
+    return [
+        text
+        for conversation in conversations
+        for message in conversation
+        for text in (message.content, message.think)
+        if text
+    ]
