@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stepwell.cascade import stopping as stopping
     from stepwell.cascade.pipeline import Cascade as Cascade
     from stepwell.evals.profile.run import profile_inference as profile_inference
+    from stepwell.generate.conversation import Conversation as Conversation
     from stepwell.generate.engine import InferenceEngine as InferenceEngine
     from stepwell.generate.request import Request as Request
     from stepwell.generate.request import SamplingParams as SamplingParams
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Cascade": "stepwell.cascade.pipeline",
+    "Conversation": "stepwell.generate.conversation",
     "Example": "stepwell.tasks",
     "InferenceEngine": "stepwell.generate.engine",
     "ModelConfig": "stepwell.model.config",

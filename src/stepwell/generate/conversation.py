@@ -1,6 +1,6 @@
 """A conversation with a model: turn after turn on one cache, thinking apart from answers.
 
-    talk = Conversation(sw.TextGenerator.load("runs/chat"))
+    talk = sw.Conversation(sw.TextGenerator.load("runs/chat"))
     for spoken in talk.say("2+3?"):
         print(spoken.text, end="")
 
