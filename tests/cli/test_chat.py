@@ -77,7 +77,7 @@ def typist(chat_run: Path) -> Iterator[Typist]:
 
 def test_a_talk_at_a_terminal(typist: Typist, tmp_path: Path, chat_run: Path) -> None:
     typist.until(r"!help")
-    typist.until("> ")
+    typist.until(r"\n> $")
     typist.type("3?\n")
     shown = typist.until(r"21\r\n")
     assert "\x1b[2m3 times 7\x1b[0m" in shown  # dimmed
@@ -85,15 +85,15 @@ def test_a_talk_at_a_terminal(typist: Typist, tmp_path: Path, chat_run: Path) ->
     typist.type("!set temprature 1\n")
     assert "Did you mean 'temperature'" in typist.until(r"> ")
     typist.type("!set max_new_tokens 2\n")
-    typist.until("> ")
+    typist.until(r"\n> $")
     typist.type("4?\n")
     assert "ended by length" in typist.until(r"in the cache.*\r\n.*> ")
     typist.type(f"!save {tmp_path / 'talk.jsonl'}\n")
     typist.until(r"Appended to .*\r\n.*> ")
     typist.type("\n")
     typist.until(r"A new conversation\..*\r\n.*> ")
-    typist.type("!nonsense\n")
-    assert "There is no !nonsense" in typist.until(r"\r\n.*> ")
+    typist.type("!hepl\n")
+    assert "There is no !hepl. Did you mean '!help'?" in typist.until(r"\r\n.*> ")
     typist.type("!quit\n")
     assert typist.close() == 0
     [line] = (tmp_path / "talk.jsonl").read_text().splitlines()
@@ -105,17 +105,19 @@ def test_a_talk_at_a_terminal(typist: Typist, tmp_path: Path, chat_run: Path) ->
 def test_ctrl_c_stops_a_reply_and_ctrl_d_ends(chat_run: Path) -> None:
     person = Typist(chat_run, "--ignore-eos", "--max-new-tokens", "200", "--temperature", "2")
     try:
-        person.until("> ")
-        person.type("3?\n")
-        time.sleep(0.1)
+        person.until(r"\n> $")
+        for pause in (0.0, 0.1):  # before the reply begins, perhaps, and within it
+            person.type("3?\n")
+            time.sleep(pause)
+            person.type("\x03")
+            person.until(r"\n> $")
         person.type("\x03")
-        person.until("> ")
-        person.type("\x03")
-        person.until(r"!quit or Ctrl-D ends")
+        person.until(r"!quit or Ctrl-D ends\..*\n> $")
         person.type("\x04")
         assert person.close() == 0
     finally:
         person.process.kill()
+        person.process.wait()
 
 
 def test_through_pipes_replies_are_lines(chat_run: Path) -> None:
@@ -135,6 +137,15 @@ def test_through_pipes_replies_are_lines(chat_run: Path) -> None:
     )  # fmt: skip
     assert plain.stdout == "(3 times 7)\n21\n"
     assert plain.stderr == ""
+
+
+def test_training_on_chats_says_that_one_can_chat_now(run, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join(json.dumps({"data": [f"{n}?", "yes"]}) for n in range(80)))
+    words = ("--steps", 2, "--batch-size", 2, "--runs", tmp_path / "runs", "--run-name", "talk")
+    ended = run("train", "--task", "chats", "--path", path, *words)
+    assert ended.code == 0
+    assert f"stepwell chat {tmp_path / 'runs' / 'talk'}" in ended.err.replace("\n", "")
 
 
 def test_a_model_that_cannot_chat_says_so(run, trained: Path) -> None:

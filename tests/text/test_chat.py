@@ -156,6 +156,9 @@ def test_a_template_without_an_end_gets_the_end_of_the_text() -> None:
     chat = Chat(TOKENIZER, PLAIN)
     (lesson,) = chat.lessons([ASKED, SAID])
     assert learnt(chat, lesson) == "It is 5.</s>"
+    (spelled,) = chat.lessons([ASKED, Message("assistant", "It is </s>")])
+    assert learnt(chat, spelled) == "It is </s></s>"
+    assert spelled.ids.count(TOKENIZER.eos_id) == 1, "what was spelled is no end"
     bare = Tokenizer.train_bpe(["abc"], 300)
     with pytest.raises(TemplateError, match="could not learn to stop"):
         Chat(bare, PLAIN).lessons([ASKED, SAID])

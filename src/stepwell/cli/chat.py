@@ -116,6 +116,8 @@ class Terminal:
                     self.say(line)
             except StepwellError as error:
                 self.output.warn(str(error))
+            except KeyboardInterrupt:  # a second one, or one before the reply began
+                self.output.note("\nstopped", style="dim")
         return 0
 
     def say(self, text: str) -> None:
@@ -178,7 +180,8 @@ class Terminal:
 
     def _command(self, name: str) -> Callable[[str], object]:
         if name not in self.commands:
-            raise UsageError(f"There is no !{name}. {suggest(name, [*self.commands, 'quit'])}")
+            known = [f"!{each}" for each in (*self.commands, "quit")]
+            raise UsageError(f"There is no !{name}. {suggest(f'!{name}', known)}")
         return self.commands[name]
 
     def _lines(self) -> Iterator[str]:

@@ -200,6 +200,8 @@ class Session:
         if not example.targets[0].in_place:
             prompt = shlex.quote(example.prompt or example.text[:PROMPT_SHOWN])
             commands.insert(0, f"stepwell generate {directory} {prompt} --temperature 0")
+        if "chat_template" in self.trainer.task.tokenizer.settings:
+            commands.insert(0, f"stepwell chat {directory} --temperature 0")
         self.output.note("\nNext:", style="dim")
         for command in (*commands, "stepwell models"):
             self.output.note(Text(f"  {command}", style="cyan"))

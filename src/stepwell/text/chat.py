@@ -75,7 +75,7 @@ class Chat:
     def __init__(self, tokenizer: Tokenizer, template: str | None = None) -> None:
         self.tokenizer = tokenizer
         added = tokenizer.core.get_added_tokens_decoder()
-        self._special = [token.content for token in added.values() if token.special]
+        special = [token.content for token in added.values() if token.special]
         names = {f"{role}_token": _spelling(tokenizer, role) for role in NAMED}
         self.template = ChatTemplate(
             template or template_of(tokenizer),
@@ -84,7 +84,7 @@ class Chat:
         )
         self._think_start = _spelling(tokenizer, "think_start") or THINK_START
         self._think_end = _spelling(tokenizer, "think_end") or THINK_END
-        endings = "|".join(map(re.escape, sorted(self._special, key=len, reverse=True)))
+        endings = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
         self._ending = re.compile(rf"\s*(?:{endings})" if endings else r"(?!)")
 
     @functools.cached_property
@@ -175,8 +175,10 @@ class Chat:
             raise TemplateError("The chat template leaves out what the assistant says.")
         end = self._end_of_reply(full)
         if full.text.startswith(asked.text) and full.thinks == thinking:
-            return self._closed(asked, full._replace(text=full.text[:end]))
-        return self._composed(asked, message, full.text[full.ends[-1] : end])
+            turn = _Turn(asked, full._replace(text=full.text[:end]))
+        else:
+            turn = self._composed(asked, message, full.text[full.ends[-1] : end])
+        return turn if end > full.ends[-1] else self._closed(turn)
 
     def _composed(self, asked: Rendered, message: Message, ending: str) -> _Turn:
         """A reply put together here, where the template shows it otherwise than it is said.
@@ -193,17 +195,15 @@ class Chat:
         if begun and not message.think:
             asked = asked._replace(text=asked.text + closing)
         answer = self.template.literal(message.content.strip())
-        return self._closed(asked, _joined(asked, said, answer, ending))
+        return _Turn(asked, _joined(asked, said, answer, ending))
 
     def _end_of_reply(self, full: Rendered) -> int:
         """Behind the special token that follows the last reply; where there is none, behind it."""
         found = self._ending.match(full.text, full.ends[-1])
         return found.end() if found else full.ends[-1]
 
-    def _closed(self, asked: Rendered, whole: Rendered) -> _Turn:
-        """The turn, with an end-of-sequence token where the template has put no end."""
-        if any(whole.text.endswith(token) for token in self._special):
-            return _Turn(asked, whole)
+    def _closed(self, turn: _Turn) -> _Turn:
+        """A turn to which the template has put no end, with an end-of-sequence token."""
         eos = _spelling(self.tokenizer, "eos")
         if eos is None:
             raise TemplateError(
@@ -211,7 +211,7 @@ class Chat:
                 " that ends a text: a model could not learn to stop.",
                 fix="declare the role answer_end or eos, or give another template.",
             )
-        return _Turn(asked, whole._replace(text=whole.text + eos))
+        return _Turn(turn.asked, turn.whole._replace(text=turn.whole.text + eos))
 
     def _lesson(self, turn: _Turn) -> Lesson:
         """The tokens of a turn, which begin with those that the reply is asked with."""
@@ -247,7 +247,7 @@ def template_of(tokenizer: Tokenizer) -> str:
         return source
     raise TemplateError(
         "The tokenizer has no chat template, and no tokens that end a question and an answer.",
-        fix="give a template, or finetune the model to chat first: `stepwell finetune`.",
+        fix="give a template, or train on conversations: `stepwell train --task chats`.",
     )
 
 
