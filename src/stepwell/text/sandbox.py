@@ -25,8 +25,8 @@ from jinja2.visitor import NodeTransformer
 
 from stepwell.errors import TemplateError
 
-SECONDS: Final = 2.0
-CHARACTERS: Final = 2**22
+SECONDS: Final = 1.0
+CHARACTERS: Final = 2**20
 STRETCHING: Final = frozenset(
     {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "zfill"}
 )
@@ -75,7 +75,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Raises TemplateError once the time is over."""
         if time.monotonic() > _deadline.get():
             raise TemplateError(
-                f"The chat template took more than {SECONDS:g} seconds.", fix="give another one."
+                f"The chat template took more than {SECONDS:g} s.", fix="give another one."
             )
 
     def concatenated(self, *parts: object) -> str:
