@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import re
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_weights_lie_on_huge_pages_and_leave_with_the_last_tensor() -> None:
 @needs_huge_pages
 def test_memory_that_did_not_ask_lies_on_small_pages() -> None:
     """Negative control."""
-    plain = torch.empty(8 * HUGE_PAGE, dtype=torch.uint8).zero_()
+    plain = torch.frombuffer(mmap.mmap(-1, 8 * HUGE_PAGE), dtype=torch.uint8)
     assert not asks_for_huge_pages(plain.data_ptr())
 
 
