@@ -65,6 +65,14 @@ def test_a_reply_that_is_left_is_kept_as_far_as_it_came(talk: Conversation) -> N
     assert talk.generator.engine.num_free_rows == talk.generator.engine.max_rows
 
 
+def test_a_reply_of_nothing_is_a_reply_too(talk: Conversation) -> None:
+    said(talk, "3?")
+    end = talk.generator.tokenizer.id_of("<|end|>")
+    [spoken] = talk.say("4?", forced_tokens=(end,))
+    assert spoken.completion is not None
+    assert talk.messages[2:] == [Message("user", "4?"), Message("assistant", "")]
+
+
 def test_what_does_not_fit_is_refused_and_nothing_is_kept(talk: Conversation) -> None:
     with pytest.raises(PromptError, match="context"):
         talk.say("3?" * 500)

@@ -20,10 +20,10 @@ from rich.text import Text
 from stepwell.cli.compute import ComputeFlags
 from stepwell.cli.console import Output, OutputFlags
 from stepwell.cli.flags import given_values, with_flags
-from stepwell.cli.generate import FLAGS
+from stepwell.cli.generate import FLAGS, preset_values
 from stepwell.cli.interrupt import stop_on_interrupt
 from stepwell.errors import StepwellError, UsageError, suggest
-from stepwell.generate.request import SAMPLING_PRESETS, SamplingParams
+from stepwell.generate.request import SAMPLING_PRESETS
 
 if TYPE_CHECKING:
     from stepwell.generate.conversation import Conversation
@@ -71,9 +71,8 @@ def _chat(
     preset
         Named sampling parameters; flags change them.
     """
-    chosen = SAMPLING_PRESETS[preset] if preset else SamplingParams()
-    sampling = {name: getattr(chosen, name) for name in chosen.model_fields_set if preset}
-    sampling = {"newline_run_limit": NEWLINES, **sampling, **given_values(FLAGS, given)}
+    named = {"newline_run_limit": NEWLINES, **preset_values(preset)}
+    sampling = {**named, **given_values(FLAGS, given)}
     with output.open() as opened:
         from stepwell.generate.conversation import Conversation
 
@@ -125,11 +124,13 @@ class Terminal:
         begun = time.perf_counter()
         spoken = self.talk.say(text, **self.sampling)
         thinking, done = False, None
+        said = {True: "", False: ""}
         with stop_on_interrupt(lambda: None) as stop_requested:
             for each in spoken:
                 if each.thinking != thinking and each.text:
                     thinking = each.thinking
                     self._turn_over(thinking)
+                said[each.thinking] += each.text
                 if not self.output.json:
                     self.output.write(each.text)
                 done = each.completion
@@ -137,9 +138,11 @@ class Terminal:
                     spoken.close()
                     break
         if self.output.json:
-            self._print_json(done)
+            reason = done.finish_reason if done else "cancelled"
+            plain = {"think": said[True], "answer": said[False], "finish_reason": reason}
+            self.output.write(json.dumps(plain, ensure_ascii=False) + "\n")
             return
-        self.output.write((PLAIN if thinking and self.output.in_colour else "") + "\n")
+        self.output.write((self._end_of_thinking if thinking else "") + "\n")
         self._conclude(done, time.perf_counter() - begun)
 
     def restart(self) -> None:
@@ -185,7 +188,7 @@ class Terminal:
         return self.commands[name]
 
     def _lines(self) -> Iterator[str]:
-        """What is typed, until the input ends. Ctrl-C drops a line, and ends on an empty one."""
+        """What is typed, until the input ends. Ctrl-C drops a line."""
         asking = "> " if self.output.interactive else ""
         while True:
             try:
@@ -203,13 +206,11 @@ class Terminal:
         if thinking:
             self.output.write(DIM if self.output.in_colour else "(")
         else:
-            self.output.write(f"{PLAIN}\n" if self.output.in_colour else ")\n")
+            self.output.write(f"{self._end_of_thinking}\n")
 
-    def _print_json(self, done: Completion | None) -> None:
-        reply = self.talk.messages[-1]
-        plain = {"think": reply.think, "answer": reply.content}
-        plain["finish_reason"] = done.finish_reason if done else "cancelled"
-        self.output.write(json.dumps(plain, ensure_ascii=False) + "\n")
+    @property
+    def _end_of_thinking(self) -> str:
+        return PLAIN if self.output.in_colour else ")"
 
     def _conclude(self, done: Completion | None, seconds: float) -> None:
         """Says how much came in which time, and how much of the prompt was known."""
@@ -229,7 +230,7 @@ class Terminal:
     def _settings(self) -> str:
         params = self.talk.generator.defaults.changed(n=1, **self.sampling)
         rows = {"system": self.talk.system, "think": "on" if self.talk.thinking else "off"}
-        rows |= {name: str(value) for name, value in params if name not in ("n", "stream")}
+        rows |= {name: str(value) for name, value in params if name != "n"}
         return "\n".join(f"  {name} {value}" for name, value in rows.items())
 
 

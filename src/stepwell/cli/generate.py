@@ -79,7 +79,7 @@ def _generate(
         A smaller model with the same tokenizer, or the word lookup (the text so far): it proposes
         tokens that the model verifies, for the same answer in less time.
     """
-    sampling = {**_preset(preset), **given_values(FLAGS, given)}
+    sampling = {**preset_values(preset), **given_values(FLAGS, given)}
     files = input_file, output_file
     _check_combination(prompt, files, stream=stream, echo=echo, fresh=fresh)
     with output.open() as opened:
@@ -187,7 +187,7 @@ def _devices(given: str, draft: str | None) -> list[str]:
     return names
 
 
-def _preset(name: str | None) -> dict[str, Any]:
+def preset_values(name: str | None) -> dict[str, Any]:
     """The parameters that a preset sets, by name."""
     if name is None:
         return {}

@@ -50,11 +50,7 @@ class Conversation:
 
     def plain(self) -> dict[str, Any]:
         """The conversation as a row of a data set."""
-        rows = [{"role": each.role, "content": each.content} for each in self._all()]
-        for row, message in zip(rows, self._all(), strict=True):
-            if message.think:
-                row["think"] = message.think
-        return {"messages": rows}
+        return {"messages": [_plain(message) for message in self._all()]}
 
     def say(self, text: str, **sampling: Any) -> Generator[Spoken, None, None]:
         """The reply as it comes; `sampling` are fields of SamplingParams.
@@ -90,11 +86,16 @@ class Conversation:
             yield Spoken("", completion=replace(done, finish_reason="stop") if ended else done)
         finally:
             handle.cancel()
-            if text:
+            if text or transcript.completion is not None:
                 self.messages += [asked, Message("assistant", reply.answer, reply.think)]
 
     def _all(self) -> list[Message]:
         return [Message("system", self.system)] * bool(self.system) + self.messages
+
+
+def _plain(message: Message) -> dict[str, str]:
+    think = {"think": message.think} if message.think else {}
+    return {"role": message.role, "content": message.content, **think}
 
 
 def _new(before: Reply, now: Reply) -> Iterator[Spoken]:

@@ -162,7 +162,6 @@ class Executors:
     """
 
     def __init__(self, model: Transformer, cache: KVCache, *, strict: bool) -> None:
-        self.strict = strict
         decoder = native_decoder(model)
         self._native = None if decoder is None else NativeExecutor(decoder, cache)
         self._wide = strict or (decoder is not None and decoder.wide)
