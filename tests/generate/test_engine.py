@@ -219,6 +219,21 @@ def test_long_prompts_take_turns_in_the_order_of_their_admission(model, monkeypa
     assert [handle.is_finished for handle in late] == [True, True, False]
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_answer_that_failed_is_not_found(long_model, monkeypatch, broken):
+    engine, asked = engine_of(long_model), request(*[3] * 70, max_new_tokens=70)
+    handle = engine.submit(asked)
+    while len(handle.sequences[0].generated) < 65:
+        engine.step()
+    with monkeypatch.context() as patch:
+        if broken:
+            patch.setattr(engine._executors, "of", lambda *_: None)  # nothing that can run
+        ids, reason = tokens(handle)
+    assert reason == ("error" if broken else "length")
+    *_, end = engine.submit(request(*asked.prompt_ids, *ids[:65], 5))
+    assert end.usage.cached_tokens == (64 if broken else 128)
+
+
 def test_a_request_can_be_cancelled_wherever_it_is(model):
     engine = engine_of(model, max_rows=1)
     running, waiting = engine.submit(request()), engine.submit(request())

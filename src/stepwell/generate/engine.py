@@ -284,8 +284,9 @@ class InferenceEngine:
         errors: dict[Sequence, Exception] | None = None,
     ) -> None:
         """End sequences, free what they hold and report it."""
-        for sequence in ended:
-            self._share_answer(sequence)
+        for sequence, reason in ended.items():
+            if reason != "error":  # what went wrong must not be found
+                self._share_answer(sequence)
         self._scheduler.end(list(ended))
         for sequence, reason in ended.items():
             sequence.handle.finished(sequence, reason, (errors or {}).get(sequence))
