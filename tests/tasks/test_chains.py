@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
-import time
 from collections import Counter
 from typing import Any
 
 import pytest
+from support.timing import fastest
 
 from stepwell.tasks import Example, VariableEvaluation, VariableRenaming
 from stepwell.tasks.chains import ChainTask
@@ -119,12 +120,13 @@ def test_depth_grows_with_the_position() -> None:
         assert mean == pytest.approx(2 + (position - 4) / 4, rel=0.05)
 
 
-def test_a_batch_of_64_takes_less_than_15_ms() -> None:
+def test_a_batch_of_64_takes_less_than_30_ms() -> None:
+    """Some 4 ms where nothing else runs."""
     task = VariableRenaming(renames=20)
-    task.batch("train", range(64))
-    durations = []
-    for step in range(1, 8):
-        begin = time.perf_counter()
+    steps = itertools.count()
+
+    def batch() -> None:
+        step = next(steps)
         task.batch("train", range(64 * step, 64 * step + 64))
-        durations.append(time.perf_counter() - begin)
-    assert min(durations) < 0.015
+
+    assert fastest(batch, enough=0.03) < 0.03

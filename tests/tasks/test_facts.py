@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-import time
 from collections import Counter
 
 import numpy as np
 import pytest
+from support.timing import fastest
 
 from stepwell.tasks import Facts, Task
 
@@ -67,12 +68,13 @@ def test_the_table_equals_one_example_after_the_other(indices: list[int]) -> Non
     assert not batch.ids.equal(Facts(seed=1).batch("train", indices).ids)
 
 
-def test_a_batch_of_512_takes_less_than_a_millisecond() -> None:
+def test_a_batch_of_512_takes_less_than_3_ms() -> None:
+    """A tenth of one where nothing else runs."""
     task = Facts()
-    task.batch("train", range(512))
-    durations = []
-    for step in range(1, 20):
-        begin = time.perf_counter()
+    steps = itertools.count()
+
+    def batch() -> None:
+        step = next(steps)
         task.batch("train", range(512 * step, 512 * step + 512))
-        durations.append(time.perf_counter() - begin)
-    assert min(durations) < 0.001
+
+    assert fastest(batch, enough=0.003) < 0.003
