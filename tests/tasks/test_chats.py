@@ -58,7 +58,7 @@ def test_conversations_that_begin_alike_are_in_one_split(tmp_path: Path) -> None
     assert len(task.examples) == 800
     homes: dict[str, set[str]] = {split: set() for split in SPLITS}
     for number, example in enumerate(task.examples):
-        homes[task.split_of(number)].add(example.text.split("?")[0])
+        homes[task.splits[task.row_of(number)]].add(example.text.split("?")[0])
     assert sum(map(len, homes.values())) == len(set().union(*homes.values())) == 200
     assert all(homes.values())
     by_prompt = {split: set() for split in SPLITS}
@@ -94,7 +94,7 @@ def test_a_malformed_line_is_named(text: str, words: str, tmp_path: Path) -> Non
 
 def test_an_empty_split_is_an_error(tmp_path: Path) -> None:
     task = Chats(path=write(tmp_path / "a.jsonl", [{"data": ["a", "b"]}]))
-    empty = next(split for split in SPLITS if split != task.split_of(0))
+    empty = next(split for split in SPLITS if split != task.splits[0])
     with pytest.raises(DataError, match=f"none of 1 examples belongs to the {empty} split"):
         task.example_in(empty, 0)
 

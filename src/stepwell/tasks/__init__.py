@@ -11,6 +11,7 @@ from stepwell.tasks.dataset import check_leakage, read_dataset, write_dataset
 from stepwell.tasks.evaluate import VariableEvaluation
 from stepwell.tasks.example import IGNORE, SPLITS, Batch, Encoded, Example, Target
 from stepwell.tasks.facts import Facts
+from stepwell.tasks.gsm8k import GSM8K
 from stepwell.tasks.pairs import Pairs
 from stepwell.tasks.rename import VariableRenaming
 
@@ -25,10 +26,12 @@ TASKS: dict[str, type[Task]] = {
         Corpus,
         Pairs,
         Chats,
+        GSM8K,
     )
 }
 
 __all__ = [
+    "GSM8K",
     "IGNORE",
     "SPLITS",
     "TASKS",

@@ -1,4 +1,4 @@
-"""Conversations from a JSONL file of the user's, of which every reply is learnt."""
+"""Conversations from the user's files, of which every reply is learnt."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 import pydantic
 
 from stepwell.errors import DataError
-from stepwell.tasks.example import IGNORE, Encoded, Example, Target, split_of
-from stepwell.tasks.lines import LinesTask, json_lines
+from stepwell.tasks.example import IGNORE, Encoded, Example, Target
+from stepwell.tasks.lines import LinesTask
+from stepwell.tasks.rows import Row
 from stepwell.text.messages import Message, read_conversation
 from stepwell.text.tokenizer import Tokenizer
 
@@ -28,7 +29,7 @@ ROLES: Final = {
 
 
 class Chats(LinesTask):
-    """The conversations of a file: {"messages": [...]} or {"data": [question, answer, ...]} a line.
+    """The conversations of a file: {"messages": [...]} or {"data": [question, answer, ...]} a row.
 
     Learnt is what the assistant says, with its thinking and the token that ends it; the rest is
     read only. A conversation whose replies think is several examples, since no later turn sees old
@@ -61,29 +62,32 @@ class Chats(LinesTask):
 
         return Chat(self.tokenizer)
 
+    def conversation(self, row: Row) -> list[Message]:
+        """What is said in a row. Raises DataError that names it."""
+        return read_conversation(row.value, where=row.where)
+
     @cached_property
     def conversations(self) -> list[list[Message]]:
-        """All lines of the file. Raises DataError that names the line."""
-        found = [
-            read_conversation(row, where=where) for where, row in json_lines(self.text, self.path)
-        ]
-        if not found:
-            raise DataError(f"{self.path} holds no line.", fix='give lines {"messages": [...]}.')
-        return found
+        """The conversations of all rows. Raises DataError that names the line."""
+        return [self.conversation(row) for row in self.rows]
 
     @property
     def examples(self) -> list[Example]:
         """What is learnt, conversation by conversation."""
         return self._learnt.examples
 
+    def contents(self) -> list[str]:
+        """What is said in each conversation up to the first reply."""
+        return [_opening(conversation) for conversation in self.conversations]
+
+    def row_of(self, number: int) -> int:
+        """The row whose conversation the example is from."""
+        return self._learnt.rows[number]
+
     @property
     def num_left_out(self) -> int:
         """How many examples are longer than `max_tokens`."""
         return self._learnt.num_left_out
-
-    def split_of(self, number: int) -> str:
-        """The split of what the example's conversation begins with."""
-        return self._learnt.splits[number]
 
     @property
     def context_length(self) -> int:
@@ -106,12 +110,12 @@ class Chats(LinesTask):
 
     def grade(self, example: Example, answer_text: str) -> bool:
         """Whether the answer is the expected one, whatever was thought before."""
-        end = self.chat.end_of_answer
-        said, expected = (
-            self.chat.reply(text.strip().removesuffix(end)).answer.strip()
-            for text in (answer_text, example.answer)
-        )
-        return said == expected
+        return self.final(answer_text) == self.final(example.answer)
+
+    def final(self, text: str) -> str:
+        """The answer in what a model says: without thinking, end and white space around it."""
+        text = text.strip().removesuffix(self.chat.end_of_answer)
+        return self.chat.reply(text).answer.strip()
 
     def texts(self) -> Sequence[str]:
         """All that anybody says, and the line breaks between."""
@@ -119,7 +123,8 @@ class Chats(LinesTask):
 
     def taught(self) -> Sequence[str]:
         """What is said in the conversations of the train split."""
-        return _said([each for each in self.conversations if _split(each) == "train"])
+        homes = zip(self.conversations, self.splits, strict=True)
+        return _said([conversation for conversation, split in homes if split == "train"])
 
     def identity(self) -> dict[str, Any]:
         """The plain values; the tokenizer counts by itself, wherever it is from."""
@@ -130,14 +135,13 @@ class Chats(LinesTask):
     def _learnt(self) -> _Learnt:
         learnt = _Learnt([], [], {})
         left_out = 0
-        for conversation in self.conversations:
-            split = _split(conversation)
+        for row, conversation in enumerate(self.conversations):
             for lesson in self.chat.lessons(conversation):
                 if 0 < self.max_tokens < len(lesson.ids):
                     left_out += 1
                     continue
                 learnt.examples.append(_example(lesson))
-                learnt.splits.append(split)
+                learnt.rows.append(row)
                 learnt.lessons[lesson.text] = lesson
         if not learnt.examples:
             raise DataError(
@@ -149,10 +153,10 @@ class Chats(LinesTask):
 
 
 class _Learnt(NamedTuple):
-    """The examples of a file, the split of each, and its tokens by its text."""
+    """All examples, the row of each, and its tokens by its text."""
 
     examples: list[Example]
-    splits: list[str]
+    rows: list[int]
     lessons: dict[str, Lesson]
     num_left_out: int = 0
 
@@ -167,10 +171,10 @@ def _last_reply(lesson: Lesson) -> int:
     return next(place for place, learnt in enumerate(reversed(lesson.learnt)) if not learnt)
 
 
-def _split(conversation: Sequence[Message]) -> str:
-    """By what is said up to the first reply."""
+def _opening(conversation: Sequence[Message]) -> str:
+    """What is said up to the first reply."""
     first = next(place for place, each in enumerate(conversation) if each.role == "assistant")
-    return split_of("\n".join(message.content for message in conversation[:first]))
+    return "\n".join(message.content for message in conversation[:first])
 
 
 def _said(conversations: Sequence[Sequence[Message]]) -> list[str]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stepwell.errors import DataError
 from stepwell.tasks.base import Task
 from stepwell.tasks.example import Batch, Encoded, Example, Target
+from stepwell.tasks.rows import read_text
 from stepwell.text.tokenizer import Tokenizer
 
 
@@ -45,18 +46,7 @@ class FileTask(Task):
     @cached_property
     def text(self) -> str:
         """The content of the file. Raises DataError where it is missing, empty or not UTF-8."""
-        try:
-            text = self.path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.path}, byte {error.start}: not UTF-8.") from None
-        except OSError as error:
-            reason = error.strerror or "cannot be read"
-            raise DataError(
-                f"{self.path}: {reason}.", fix="give the path of a text file."
-            ) from None
-        if not text.strip():
-            raise DataError(f"{self.path} is empty.", fix="give a file with text in it.")
-        return text
+        return read_text(self.path)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

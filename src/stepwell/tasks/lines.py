@@ -1,37 +1,84 @@
-"""Examples that lie in a JSONL file of the user's, one or several a line.
+"""Examples that the user has listed, one or several a row, in a file or a directory of splits.
 
-Owns how such a file is read, which split an example is in, and the order of each epoch. What a line
-means is the business of the task.
+Owns which split a row is in, that no content is in two, and the order of each epoch. How files are
+read is the business of `rows`, what a row means that of the task.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from stepwell.errors import DataError
 from stepwell.tasks.corpus import FileTask
-from stepwell.tasks.example import SPLITS, Example
+from stepwell.tasks.example import SPLITS, Example, split_of
+from stepwell.tasks.rows import Row, read_rows
 
 
 class LinesTask(FileTask):
-    """A task whose examples are listed in a file, in a new random order each epoch.
+    """A task whose examples are listed in rows, in a new random order each epoch.
 
     The first indices of a split meet each of its examples once.
     """
 
+    path: Path = pydantic.Field(
+        description="a JSONL file, a directory of one for each split, or what `datasets` saves"
+    )
+
     @property
     @abstractmethod
     def examples(self) -> list[Example]:
-        """All examples in the file's order. Raises DataError that names the line."""
+        """All examples in the order of the rows. Raises DataError that names the line."""
 
-    def split_of(self, number: int) -> str:
-        """The split of the example at this place in the file: that of its content."""
-        return self.examples[number].split
+    @abstractmethod
+    def contents(self) -> list[str]:
+        """What each row asks: rows that ask the same are in one split."""
+
+    def row_of(self, number: int) -> int:
+        """The row that the example at this place is from."""
+        return number
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """All rows. Raises DataError that names the line; that of a row is in the row."""
+        rows = read_rows(self.path)
+        if not rows:
+            raise DataError(f"{self.path} holds no row.", fix="give a file with lines of JSON.")
+        return rows
+
+    @cached_property
+    def splits(self) -> list[str]:
+        """The split of each row: that of its file, and by its content where files leave one out.
+
+        Raises DataError where a content is in the files of two splits.
+        """
+        given = {row.split for row in self.rows}
+        splits: list[str] = []
+        home: dict[str, Row] = {}
+        for row, content in zip(self.rows, self.contents(), strict=True):
+            first = home.setdefault(content, row)
+            if first.split != row.split:
+                raise DataError(
+                    f"{row.where} asks the same as {first.where}: {content[:60]!r} would be in the"
+                    f" splits {first.split} and {row.split}.",
+                    fix="leave one of them out: what is tested must not have been learnt.",
+                )
+            drawn = split_of(content)
+            splits.append(drawn if row.split == "train" and drawn not in given else row.split)
+        return splits
+
+    def identity(self) -> dict[str, Any]:
+        """The plain values, with the content of all rows in place of the path."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(json.dumps([row.split, row.value], default=str).encode())
+        return {**self.plain(), "path": digest.hexdigest()}
 
     def example(self, index: int) -> Example:
         """The example at `index`, beginning anew at the end of the file."""
@@ -44,7 +91,7 @@ class LinesTask(FileTask):
         if not members:
             raise DataError(
                 f"{self.path}: none of {len(self.examples)} examples belongs to the {split} split.",
-                fix="give a file with more lines.",
+                fix="give more rows, or a file for this split.",
             )
         epoch, position = divmod(i, len(members))
         return self.examples[members[self._order(split, epoch)[position]]]
@@ -68,20 +115,8 @@ class LinesTask(FileTask):
 
     @cached_property
     def _members(self) -> dict[str, list[int]]:
-        """The places of each split's examples in the file."""
+        """The places of each split's examples."""
         members: dict[str, list[int]] = {split: [] for split in SPLITS}
         for number in range(len(self.examples)):
-            members[self.split_of(number)].append(number)
+            members[self.splits[self.row_of(number)]].append(number)
         return members
-
-
-def json_lines(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """(file and line, value) of each line of JSONL that is not blank. Raises DataError."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            yield where, json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            raise DataError(f"{where}: not valid JSON.", fix="correct the line.") from None

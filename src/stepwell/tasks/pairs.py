@@ -1,31 +1,34 @@
-"""Prompts and answers from a JSONL file of the user's."""
+"""Prompts and answers from the user's files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 from stepwell.errors import DataError
 from stepwell.tasks.example import Example
-from stepwell.tasks.lines import LinesTask, json_lines
+from stepwell.tasks.lines import LinesTask
+from stepwell.tasks.rows import Row
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can spell and UTF-8 cannot
 
 
 class Pairs(LinesTask):
-    """The lines {"prompt": ..., "answer": ...} of a file, in a new random order each epoch.
+    """The rows {"prompt": ..., "answer": ...} of a file, in a new random order each epoch.
 
     A prompt that comes twice is in one split only. The first indices of a split meet each of its
-    lines once.
+    rows once.
     """
 
     @cached_property
     def examples(self) -> list[Example]:
-        """All lines in the file's order. Raises DataError that names the line."""
-        return parse_pairs(self.text, self.path)
+        """All rows in their order. Raises DataError that names the line."""
+        return [_pair(row) for row in self.rows]
+
+    def contents(self) -> list[str]:
+        """The prompts."""
+        return [example.content for example in self.examples]
 
     @property
     def context_length(self) -> int:
@@ -38,11 +41,11 @@ class Pairs(LinesTask):
         return self._lengths[1] + 1
 
     def texts(self) -> Sequence[str]:
-        """Prompt and answer of every line."""
+        """Prompt and answer of every row."""
         return [example.text for example in self.examples]
 
     def taught(self) -> Sequence[str]:
-        """Prompt and answer of the lines in the train split."""
+        """Prompt and answer of the rows in the train split."""
         return [example.text for example in self.taught_examples()]
 
     @cached_property
@@ -53,24 +56,14 @@ class Pairs(LinesTask):
         return max(map(len, prompts)), max(map(len, answers))
 
 
-def parse_pairs(text: str, path: Path) -> list[Example]:
-    """An example for each line of JSONL; blank lines are skipped.
-
-    Raises DataError that names file and line where a line is not {"prompt": ..., "answer": ...}
-    with two texts, or where there is no line at all. Other keys are passed over.
-    """
-    examples = [_parse_pair(pair, where) for where, pair in json_lines(text, path)]
-    if not examples:
-        raise DataError(f"{path} holds no line.", fix='give lines {"prompt": ..., "answer": ...}.')
-    return examples
-
-
-def _parse_pair(pair: Any, where: str) -> Example:
+def _pair(row: Row) -> Example:
+    """The example of a row with the two texts prompt and answer; other keys are passed over."""
+    pair = row.value
     if not isinstance(pair, dict) or not {"prompt", "answer"} <= pair.keys():
         found = sorted(pair) if isinstance(pair, dict) else type(pair).__name__
-        raise DataError(f"{where}: expected the keys prompt and answer, found {found}.")
+        raise DataError(f"{row.where}: expected the keys prompt and answer, found {found}.")
     for key in ("prompt", "answer"):
         value = pair[key]
         if not isinstance(value, str) or not value or SURROGATE.search(value):
-            raise DataError(f"{where}: {key} is {value!r}, expected text that is not empty.")
+            raise DataError(f"{row.where}: {key} is {value!r}, expected text that is not empty.")
     return Example.completion(pair["prompt"], pair["answer"])
