@@ -18,6 +18,7 @@ from stepwell.evals.bench.peers.conversation import random_ids
 from stepwell.evals.bench.plan import WEIGHTS, BenchPlan, Question, Subject, Weights
 from stepwell.evals.bench.response_cache import cache
 from stepwell.evals.bench.speculation import speculation
+from stepwell.evals.bench.training import share
 from stepwell.evals.bench.turns import Turn, rate, take_turns
 from stepwell.generate.executor import Chunk, Executor, NativeExecutor, TorchExecutor
 from stepwell.model.cache import KVCache
@@ -156,4 +157,5 @@ ALONE: Final = (
     Trial("speculation", speculation),
     Trial("hooks", hooks),
     Trial("cache", cache),
+    Trial("train", share),
 )

@@ -35,5 +35,10 @@ BARS: Final[Mapping[tuple[str, str, str, str], Bar]] = {
     **{("load", "memory", model, "size of the weights"): Bar(1.1, "at most") for model in MODELS},
     ("verify", "4 tokens", "110m", "1 token"): Bar(1.1, "at most"),
     ("verify", "8 tokens", "110m", "1 token"): Bar(1.6, "at most"),
+    **{
+        ("train", "8 x 256, ours compiled", model, "transformers"): Bar(value)
+        for model, value in (("14m", 1.05), ("110m", 1.25))
+    },
+    ("train", "6 N, compiled", "110m", "bf16 products"): Bar(0.7),
     **{("hooks", "idle", model, "no hooks"): Bar(0.98) for model in MODELS},
 }

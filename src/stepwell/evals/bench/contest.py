@@ -25,6 +25,8 @@ from stepwell.evals.bench.plan import WEIGHTS, BenchPlan, Question, Subject, Wei
 from stepwell.evals.bench.turns import Contestant, rate, take_turns
 
 ROWS = (1, 16)
+COMPILED = ((True, False), (False, False), (True, True))
+"""Whether we and the peers compile the model that is trained."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def works_of(plan: BenchPlan, weights: Weights) -> list[Work]:
     works.append(_prefill(plan, weights))
     if weights == "bf16":
         works += [_batch(plan, weights), _load()]
+        works += [_train(plan, ours, theirs) for ours, theirs in COMPILED]
     return works
 
 
@@ -175,3 +178,15 @@ def _load() -> Work:
         return who.load(seed)
 
     return Work("load", "first token", "s", FIRST_PROMPT + 1, figure)
+
+
+def _train(plan: BenchPlan, ours: bool, theirs: bool) -> Work:
+    rows, length = plan.train_rows, plan.train_tokens
+
+    def figure(who: Contestant, seed: int) -> float:
+        compiled = ours if isinstance(who, Ours) else theirs
+        return rate(rows * length, who.train(rows, length, seed, compiled=compiled))
+
+    compiled = {(True, False): "ours compiled", (False, False): "eager", (True, True): "compiled"}
+    case = f"{rows} x {length}, {compiled[ours, theirs]}"
+    return Work("train", case, "tokens/s", length, figure)

@@ -1,4 +1,4 @@
-"""Our side of the contest: the same questions, asked of an InferenceEngine through its events."""
+"""Our side of the contest: an engine asked through its events, and a trainer of the same shape."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from stepwell.evals.bench.peers.conversation import (
     random_prompts,
 )
 from stepwell.evals.bench.plan import Weights
+from stepwell.evals.bench.training import TimedTrainer
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.request import Event, FinishedEvent, Request, SamplingParams
 from stepwell.model.hooks import Intervention
@@ -31,6 +32,7 @@ class Ours:
         self.directory, self.weights = directory, weights
         self.model = load_model(directory, weights=weights)
         self._engine = InferenceEngine(self.model)
+        self._trainer: TimedTrainer | None = None
 
     def measure(
         self,
@@ -56,6 +58,13 @@ class Ours:
         lengths, new = zip(*requests, strict=True)
         prompts = random_prompts(seed, lengths, self.model.config.vocab_size)
         return sum(timed(self._engine, prompts, new))
+
+    def train(self, rows: int, length: int, seed: int, *, compiled: bool) -> float:
+        """Seconds of a training step over `rows` of so many tokens, products in bfloat16."""
+        if self._trainer is None or self._trainer.config.compile != compiled:
+            self._trainer = None  # lets go of the one before
+            self._trainer = TimedTrainer(self.model.config, compiled=compiled)
+        return self._trainer.step_s(rows, length, seed)
 
     def load(self, seed: int) -> float:
         """Seconds from the files to the first token of a short prompt."""

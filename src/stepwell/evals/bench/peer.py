@@ -49,7 +49,7 @@ class Kind:
 KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
     {
         "llama.cpp": Kind("llama_cpp", ("decode", "prefill", "load"), WEIGHTS),
-        "transformers": Kind("transformers", ("decode", "prefill", "load")),
+        "transformers": Kind("transformers", ("decode", "prefill", "load", "train")),
         "vllm": Kind("vllm", ("decode", "prefill", "batch")),
     }
 )
@@ -102,6 +102,11 @@ class Peer:
     def load(self, seed: int) -> float:
         """Seconds from the files to the first token of a short prompt."""
         return self._number(self._exchange({"do": "load", "seed": seed}), "seconds")
+
+    def train(self, rows: int, length: int, seed: int, *, compiled: bool) -> float:
+        """Seconds of a training step over `rows` of so many tokens, products in bfloat16."""
+        asked = {"do": "train", "rows": rows, "length": length, "seed": seed, "compiled": compiled}
+        return self._number(self._exchange(asked), "seconds")
 
     def close(self) -> None:
         """End the process, and those that it has started."""

@@ -21,6 +21,7 @@ Question = Literal[
     "speculation",
     "hooks",
     "cache",
+    "train",
 ]
 Weights = Literal["bf16", "int8"]
 MODELS: Final = ("14m", "110m", "443m")
@@ -37,6 +38,7 @@ QUESTIONS: Final[dict[Question, str]] = {
     "speculation": "tokens a second of whole answers with a draft, against the model alone",
     "hooks": "decoding with an intervention that changes nothing against decoding without",
     "cache": "answers a second that are all found in a response cache, against none found",
+    "train": "tokens a second of training steps with bf16 products, and their share of the machine",
 }
 
 
@@ -61,6 +63,10 @@ class BenchPlan(Config):
     """Prompts of the questions `speculation` and `cache`."""
     answer_tokens: int = Field(128, ge=2)
     """Tokens of each of these prompts, and of the answer to it."""
+    train_rows: int = Field(8, ge=1)
+    """Rows of a training step."""
+    train_tokens: int = Field(256, ge=1)
+    """Tokens of each of these rows."""
     text: FilePath | None = None
     """The text that these prompts are taken from; without it they are random ids."""
     draft: DirectoryPath | None = None

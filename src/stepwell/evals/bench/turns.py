@@ -31,6 +31,9 @@ class Contestant(Protocol):
     def load(self, seed: int) -> float:
         """Seconds from the files to the first token of a short prompt."""
 
+    def train(self, rows: int, length: int, seed: int, *, compiled: bool) -> float:
+        """Seconds of a training step over `rows` of so many tokens, products in bfloat16."""
+
 
 def take_turns(turns: Mapping[str, Turn], plan: BenchPlan) -> dict[str, Figures | str]:
     """Figures of each contestant, or in a sentence why it has none.

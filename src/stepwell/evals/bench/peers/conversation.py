@@ -8,6 +8,8 @@
     it says    {"seconds": 1.5}
     we ask     {"do": "load", "seed": 3}
     it says    {"seconds": 0.4}
+    we ask     {"do": "train", "rows": 8, "length": 256, "seed": 3, "compiled": false}
+    it says    {"seconds": 0.9}
 
 `length` is the longest sequence, prompt and answer together. The end of its input is the end of a
 peer; what goes wrong with it stands on its standard error when it dies.
@@ -24,6 +26,9 @@ from typing import Any, NamedTuple
 
 FIRST_PROMPT = 8
 """Tokens of the prompt behind which the first token is awaited when loading is timed."""
+
+LEARNING_RATE = 1e-4
+"""Of the timed training steps; so low that the model stays as it is."""
 
 
 class Timing(NamedTuple):
@@ -71,12 +76,18 @@ class Player:
         """Seconds from the files to the first token of a short prompt."""
         raise NotImplementedError
 
+    def train(self, rows: int, length: int, seed: int, compiled: bool) -> float:
+        """Seconds of a training step over `rows` of so many tokens, products in bfloat16."""
+        raise NotImplementedError
+
     def answer(self, do: str, **asked: Any) -> dict[str, float]:
         """What is said to a question."""
         if do == "measure":
             return self.measure(**asked)._asdict()
         if do == "batch":
             return {"seconds": self.batch(**asked)}
+        if do == "train":
+            return {"seconds": self.train(**asked)}
         assert do == "load", f"{do!r} is no question"
         return {"seconds": self.load(**asked)}
 

@@ -1,4 +1,4 @@
-"""Hugging Face transformers as a peer: `generate`, greedy, as its users call it."""
+"""Hugging Face transformers as a peer: `generate`, greedy, and training, as its users do both."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import transformers
 
 from .conversation import (
     FIRST_PROMPT,
+    LEARNING_RATE,
     Player,
     Setup,
     Timing,
@@ -29,6 +30,7 @@ class Transformers(Player):
         torch.set_num_threads(setup.threads)
         self._setup = setup
         self._model = self._loaded()
+        self._trained: tuple[bool, Any, torch.optim.AdamW] | None = None
 
     def measure(self, rows: int, prompt: int, new: int, seed: int) -> Timing:
         ids = random_prompts(seed, [prompt] * rows, self._setup.vocab_size)
@@ -41,6 +43,29 @@ class Transformers(Player):
         begun = time.perf_counter()
         _seconds(self._loaded(), [ids], 1)
         return time.perf_counter() - begun
+
+    def train(self, rows: int, length: int, seed: int, compiled: bool) -> float:
+        if self._trained is None or self._trained[0] != compiled:
+            self._trained = None  # lets go of the one before
+            self._trained = (compiled, *self._trainable(compiled))
+        _, model, optimizer = self._trained
+        ids_BT = torch.tensor(random_prompts(seed, [length] * rows, self._setup.vocab_size))
+        begun = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=ids_BT, labels=ids_BT).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.perf_counter() - begun
+
+    def _trainable(self, compiled: bool) -> tuple[Any, torch.optim.AdamW]:
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            self._setup.model, dtype=torch.float32
+        )
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
+        return torch.compile(model) if compiled else model, optimizer
 
     def _loaded(self) -> Any:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
