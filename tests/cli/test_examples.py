@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+
+from stepwell.config import read_yaml
+from stepwell.tasks import SPLITS
+from stepwell.train.config import TrainerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -67,9 +73,35 @@ def test_a_fault_in_an_example_is_an_error_like_any_other(capsys) -> None:
 
 def test_examples_are_short() -> None:
     files = sorted((ROOT / "examples").glob("*.py"))
-    assert [path.stem for path in files] == ["__init__", *sorted(EXAMPLES)]
+    assert [path.stem for path in files] == ["__init__", *sorted([*EXAMPLES, "arithmetic_chat"])]
     for path in files:
         assert len(path.read_text().splitlines()) <= 60, path
+
+
+def test_sums_are_right_and_no_set_of_numbers_is_in_two_splits(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        patch.setattr(sys, "argv", ["sums", str(tmp_path / "a"), "--conversations", "2000"])
+        runpy.run_module("examples.arithmetic_chat", run_name="__main__", alter_sys=True)
+    homes: dict[str, str] = {}
+    for split in SPLITS:
+        for line in (tmp_path / "a" / f"{split}.jsonl").read_text().splitlines():
+            messages = json.loads(line)["messages"]
+            for asked, reply in zip(messages[::2], messages[1::2], strict=True):
+                text = asked["content"].rstrip("?")
+                assert eval(text) == int(reply["content"]) == int(reply["think"].split("=")[-1])
+                assert all(
+                    eval(s) == int(v) for s, v in (e.split("=") for e in reply["think"].split())
+                )
+                numbers = " ".join(sorted(re.findall(r"\d+", text)))
+                assert homes.setdefault(numbers, split) == split
+    assert {*homes.values()} == {*SPLITS}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "settings").glob("*.yaml")))
+def test_settings_fit_their_task(path: Path) -> None:
+    config = TrainerConfig.parse(read_yaml(path), where=str(path))
+    assert len(config.task.encode(config.task.example(0)).ids) <= config.model.context_length
 
 
 def test_deep_labels_weigh_more(monkeypatch) -> None:
