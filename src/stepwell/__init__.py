@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stepwell.generate.response_cache import ResponseCache as ResponseCache
     from stepwell.generate.text import TextGenerator as TextGenerator
     from stepwell.generate.workers import WorkerPool as WorkerPool
+    from stepwell.model.adapter import merge_adapter as merge_adapter
     from stepwell.model.config import ModelConfig as ModelConfig
     from stepwell.model.hooks import Replace as Replace
     from stepwell.model.hooks import ZeroHeads as ZeroHeads
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from stepwell.tasks import Example as Example
     from stepwell.tasks import Task as Task
     from stepwell.text.tokenizer import Tokenizer as Tokenizer
+    from stepwell.train.config import LoraConfig as LoraConfig
     from stepwell.train.config import TrainerConfig as TrainerConfig
+    from stepwell.train.sweep.run import sweep as sweep
     from stepwell.train.trainer import Trainer as Trainer
 
 _HOMES = {
@@ -45,6 +48,7 @@ _HOMES = {
     "Conversation": "stepwell.generate.conversation",
     "Example": "stepwell.tasks",
     "InferenceEngine": "stepwell.generate.engine",
+    "LoraConfig": "stepwell.train.config",
     "ModelConfig": "stepwell.model.config",
     "Replace": "stepwell.model.hooks",
     "Request": "stepwell.generate.request",
@@ -60,9 +64,11 @@ _HOMES = {
     "ZeroHeads": "stepwell.model.hooks",
     "heatmap": "stepwell.study.heatmap",
     "load_model": "stepwell.model.weights",
+    "merge_adapter": "stepwell.model.adapter",
     "presets": "stepwell.model.presets",
     "profile_inference": "stepwell.evals.profile.run",
     "save_model": "stepwell.model.weights",
+    "sweep": "stepwell.train.sweep.run",
 }
 _MODULES = {"stopping": "stepwell.cascade.stopping", "tasks": "stepwell.tasks"}
 

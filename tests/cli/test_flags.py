@@ -16,7 +16,7 @@ from stepwell.config import Config
 from stepwell.errors import UsageError
 from stepwell.model.config import ModelConfig
 from stepwell.tasks import TASKS
-from stepwell.train.config import OptimizerConfig, TrainerConfig
+from stepwell.train.config import LoraConfig, OptimizerConfig, TrainerConfig
 
 GROUP = Group("Group")
 
@@ -99,7 +99,8 @@ def test_every_field_of_training_has_a_flag_and_no_two_share_one() -> None:
         expected |= {("optimizer", name) for name in OptimizerConfig.model_fields}
         expected |= {("model", name) for name in ModelConfig.model_fields.keys() - {*BY_THE_TASK}}
         expected |= {(name,) for name in TrainerConfig.model_fields}
-        expected -= {("model",), ("task",), ("optimizer",)}
+        expected |= {("lora", name) for name in LoraConfig.model_fields}
+        expected -= {("model",), ("task",), ("optimizer",), ("lora",)}
         assert {flag.field for flag in flags} == expected
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from stepwell.cli.metrics_view import bars, by_depth, depths_row, metrics_table
+from stepwell.cli.metrics_view import bars, depths_row, metrics_table
+from stepwell.train.history import by_depth
 from stepwell.train.run_folder import Run
 
 METRICS = {

@@ -11,6 +11,8 @@ from stepwell.cli.preview import show_examples, tokens_of
 from stepwell.errors import DataError
 from stepwell.tasks import IGNORE, TASKS, Encoded, Example, Facts, Task, VariableRenaming
 
+NEED_MORE = {"corpus", "documents", "pairs", "chats", "gsm8k", "mixture"}  # than their defaults
+
 
 def test_the_answer_of_a_completion_is_marked(run) -> None:
     example = Facts().example_in("train", 0)
@@ -27,7 +29,7 @@ def test_labels_in_place_follow_an_arrow(run) -> None:
     assert shown.splitlines()[1] == line
 
 
-@pytest.mark.parametrize("name", sorted(TASKS.keys() - {"corpus", "pairs", "chats", "gsm8k"}))
+@pytest.mark.parametrize("name", sorted(TASKS.keys() - NEED_MORE))
 def test_every_label_is_shown_once_and_nothing_else_is(name: str) -> None:
     task = TASKS[name]()
     example = task.example_in("validation", 1)

@@ -59,6 +59,8 @@ def prepare(root: Path) -> None:
         train("rename", VariableRenaming(chains=2, renames=12))
         Path("story.txt").write_text("Once there was a well with stairs, its water deep. " * 50)
         train("story", Corpus(path="story.txt", window=32))
+        Path("numbers.txt").write_text("\n".join(f"{n} times 7 is {7 * n}." for n in range(200)))
+        train("base", Corpus(path="numbers.txt", tokens="byte", window=32))
         gather()
 
 

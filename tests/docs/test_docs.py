@@ -276,6 +276,7 @@ def test_every_public_name_is_on_some_page() -> None:
         ("generate.md", SAMPLING_PRESETS),
         ("train.md", sw.TrainerConfig.model_fields),
         ("train.md", OptimizerConfig.model_fields),
+        ("finetune.md", sw.LoraConfig.model_fields),
         ("tasks.md", sw.tasks.TASKS),
         ("inspect.md", POINTS),
         ("models.md", MODEL_FAMILIES),

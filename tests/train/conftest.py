@@ -15,6 +15,7 @@ import pytest
 
 from stepwell.model.config import ModelConfig
 from stepwell.tasks.facts import Facts
+from stepwell.train import report
 from stepwell.train.config import OptimizerConfig, TrainerConfig
 
 MODEL = ModelConfig(width=16, num_layers=1, num_heads=2, context_length=8)
@@ -24,6 +25,12 @@ MODEL = ModelConfig(width=16, num_layers=1, num_heads=2, context_length=8)
 def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flush takes milliseconds and shows only after a power cut, which no test brings about."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take half a second a run; what is tested about them asks for them itself."""
+    monkeypatch.setattr(report, "PICTURES", ())
 
 
 @pytest.fixture(scope="session")

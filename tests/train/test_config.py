@@ -83,6 +83,8 @@ def test_only_what_is_free_on_resume_leaves_the_identity_alone(small):
         "keep_checkpoints": 5,
         "threads": 2,
         "device": "auto",
+        "init_from": Path("base"),
+        "patience": 3,
     }
     assert set(other) == set(FREE_ON_RESUME)
     assert config.changed(**other).identity == config.identity

@@ -15,7 +15,8 @@ from stepwell.tasks.base import IGNORE, Batch, Task
 from stepwell.tasks.example import Example
 from stepwell.tasks.facts import Facts
 from stepwell.tasks.rename import VariableRenaming
-from stepwell.train.trainer import Trainer, fitted
+from stepwell.train.base import fitted
+from stepwell.train.trainer import Trainer
 
 RENAMING = VariableRenaming(chains=2, renames=6)
 

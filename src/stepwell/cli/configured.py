@@ -19,7 +19,7 @@ from stepwell.errors import ConfigError, UsageError, suggest
 from stepwell.model.config import ModelConfig
 from stepwell.model.presets import presets
 from stepwell.tasks import TASKS, Task, task_from_plain
-from stepwell.train.config import OptimizerConfig, TrainerConfig
+from stepwell.train.config import LoraConfig, OptimizerConfig, TrainerConfig
 
 DEFAULT_PRESET: Final = "tiny"
 
@@ -28,19 +28,27 @@ BY_THE_TASK: Final = ("vocab_size", "bos_id", "eos_id", "pad_id")
 
 TRAINING = Group("Training", sort_key=20)
 OPTIMIZER = Group("Optimizer", sort_key=21)
+LORA = Group("LoRA", "One of these learns changes of low rank and nothing else.", sort_key=21)
 MODEL = Group("Model", "Sizes that are not given are those of the preset.", sort_key=22)
 ALIASES: Final = {"precision": ("--dtype", "--precision")}
 
 
 def training_flags(kinds: Sequence[type[Task]]) -> list[Flag]:
-    """The flags of a trainer, its optimizer and its model, and those of these tasks."""
-    nested = ("model", "task", "optimizer")
+    """The flags of a trainer, its optimizer, LoRA and its model, and those of these tasks."""
+    nested = ("model", "task", "optimizer", "lora")
     return [
         *task_flags(kinds),
         *model_flags(TrainerConfig, TRAINING, without=nested, names=ALIASES),
         *model_flags(OptimizerConfig, OPTIMIZER, at=("optimizer",)),
+        *lora_flags(),
         *model_flags(ModelConfig, MODEL, at=("model",), without=BY_THE_TASK, show_defaults=False),
     ]
+
+
+def lora_flags() -> list[Flag]:
+    """The flags of LoRA: --lora-rank and so on."""
+    names = {name: (f"--lora-{name}",) for name in LoraConfig.model_fields}
+    return model_flags(LoraConfig, LORA, at=("lora",), names=names)
 
 
 def task_flags(kinds: Sequence[type[Task]]) -> list[Flag]:
@@ -83,7 +91,9 @@ def trainer_config(
     changes = overlaid(assigned, given_values(flags, given))
     where = str(file) if file and not (changes or preset or task) else ""
     shape, task_values = changes.pop("model", {}), changes.pop("task", {})
-    values["model"] = _model(preset or values.get("model", DEFAULT_PRESET), shape)
+    based = {**values, **changes}.get("init_from")
+    if preset or shape or not based:
+        values["model"] = _model(preset or values.get("model", DEFAULT_PRESET), shape)
     values["task"] = _task(values.get("task"), task, task_values)
     return TrainerConfig.parse(overlaid(values, changes), where=where)
 

@@ -37,12 +37,14 @@ def convert(
     /,
     *,
     config: Path | None = None,
+    adapter: Annotated[Path | None, Parameter(metavar="DIRECTORY")] = None,
     dtype: Annotated[str | None, Parameter(choices=DTYPES)] = None,
     output: OutputFlags = OutputFlags(),  # noqa: B008  # it is frozen
 ) -> None:
     """Write a model directory from a .pt file, or from a model directory in another format.
 
         stepwell convert runs/facts facts-bf16 --dtype bfloat16
+        stepwell convert runs/base merged --adapter runs/tuned/adapter
         stepwell convert weights.pt model --config config.json
 
     Nothing that a .pt file holds is run. Tokenizer files are copied.
@@ -55,6 +57,8 @@ def convert(
         The directory to write; a model that is there is replaced.
     config
         The config.json of a .pt file, or the directory that has it; by default beside it.
+    adapter
+        A PEFT adapter (LoRA) of the model, to be merged into it.
     dtype
         Number format of the weights; as they are where it is not given.
     """
@@ -64,6 +68,10 @@ def convert(
         raise UsageError(f"{out} is the source.", fix="give another directory to write.")
     with output.open() as opened:
         if source.suffix in FOREIGN:
+            if adapter is not None:
+                raise UsageError(
+                    "--adapter is for model directories.", fix=f"convert {source} first."
+                )
             from stepwell.model.convert import convert_pt
 
             convert_pt(source, config or source.parent, out)
@@ -73,8 +81,15 @@ def convert(
             if config is not None:
                 raise UsageError("--config is for .pt files.", fix="leave it out.")
             directory = locate(source)
-            save_model(load_model(directory), out, dtype=dtype)
+            model = load_model(directory)
+            if adapter is not None:
+                from stepwell.model.adapter import merge_adapter
+
+                model = merge_adapter(model, adapter)
+            save_model(model, out, dtype=dtype)
             copy_companions(directory, out)
+            if adapter is not None:  # its tokenizer may have more tokens
+                copy_companions(adapter, out)
         model = load_model(out)
         kept = str(model.dtype).removeprefix("torch.")
         size = sum(path.stat().st_size for path in weight_files(out))

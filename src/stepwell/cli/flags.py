@@ -151,6 +151,8 @@ def _shown(default: Any) -> str | bool:
         return "on" if default else False
     if default in (None, "", ()):
         return False
+    if isinstance(default, tuple):
+        return ", ".join(map(str, default))
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 

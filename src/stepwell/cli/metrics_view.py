@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 from rich.text import Text
 
+from stepwell.train.history import DEPTH, by_depth
+
 if TYPE_CHECKING:
     from stepwell.train.run_folder import Run
 
 BARS: Final = "▁▂▃▄▅▆▇█"
-DEPTH: Final = "/depth_"
 
 
 def metrics_table(run: Run) -> Table:
@@ -29,17 +30,6 @@ def metrics_table(run: Run) -> Table:
             if depths:
                 table.add_row("  by depth", depths_row(depths))
     return table
-
-
-def by_depth(metrics: Mapping[str, float], name: str) -> dict[int, float]:
-    """The values of a metric by depth, in the order of depth."""
-    begin = name + DEPTH
-    found = {
-        int(key.removeprefix(begin)): value
-        for key, value in metrics.items()
-        if key.startswith(begin)
-    }
-    return dict(sorted(found.items()))
 
 
 def depths_row(depths: Mapping[int, float]) -> Text:

@@ -51,16 +51,22 @@ def models(
     runs
         The folder to look in; by default STEPWELL_RUNS, or ./runs.
     """
-    folder = runs or Path(os.environ.get("STEPWELL_RUNS", "runs"))
-    if not folder.is_dir():
-        raise UsageError(
-            f"There is no folder {folder}.", fix="give --runs, or make a first run: stepwell demo."
-        )
+    folder = runs_folder(runs)
     with output.open() as opened:
         found = [described(directory) for directory in sorted(model_directories(folder))]
         opened.result([asdict(each) for each in found], models_table(found))
         if not found:
             opened.note(f"No model in {folder} yet; `stepwell demo` trains three.")
+
+
+def runs_folder(given: Path | None) -> Path:
+    """The folder of runs that was given, else that of the environment. Raises UsageError."""
+    folder = given or Path(os.environ.get("STEPWELL_RUNS", "runs"))
+    if not folder.is_dir():
+        raise UsageError(
+            f"There is no folder {folder}.", fix="give --runs, or make a first run: stepwell demo."
+        )
+    return folder
 
 
 def model_directories(folder: Path, depth: int = 0) -> Iterator[Path]:

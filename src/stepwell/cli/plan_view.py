@@ -64,6 +64,8 @@ def plan_table(trainer: Trainer, plan: Plan, done: int, seconds: float | None) -
     table.add_row("run", _state(plan, done))
     table.add_row("task", _task(trainer))
     table.add_row("model", f"{short(plan.parameters)} parameters: {describe_model(plan.model)}")
+    if plan.trained_parameters < plan.parameters:
+        table.add_row("learnt", f"{short(plan.trained_parameters)} parameters, by LoRA")
     table.add_row(
         "training",
         f"{plan.steps:,} steps of {config.batch_size} examples, {short(plan.tokens)} tokens, "

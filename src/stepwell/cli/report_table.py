@@ -11,8 +11,8 @@ from rich.text import Text
 from stepwell.report.figure import Cell, Column, Estimate, Table
 
 
-def terminal_table(table: Table) -> TerminalTable:
-    """The table for a console."""
+def terminal_table(table: Table, *, decimals: int = 2) -> TerminalTable:
+    """The table for a console; decimals: of numbers that are neither whole nor shares."""
     shown = TerminalTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     columns = table.columns
     for index, column in enumerate(columns):
@@ -25,7 +25,7 @@ def terminal_table(table: Table) -> TerminalTable:
         cells = []
         for column, cell, top in zip(columns, row, best, strict=True):
             emphasis = "bold" if top is not None and cell == top else ""
-            cells.append(Text(_text(cell, column), style=emphasis))
+            cells.append(Text(_text(cell, column, decimals), style=emphasis))
         shown.add_row(*cells)
     return shown
 
@@ -37,7 +37,7 @@ def _best(column: Column, cells: list[Cell]) -> float | None:
     return max(numbers) if column.best == "max" else min(numbers)
 
 
-def _text(cell: Cell, column: Column) -> str:
+def _text(cell: Cell, column: Column, decimals: int) -> str:
     if cell is None:
         return ""
     if isinstance(cell, Estimate):
@@ -45,5 +45,5 @@ def _text(cell: Cell, column: Column) -> str:
     if isinstance(cell, float):
         if not math.isfinite(cell):
             return "–"
-        return f"{cell:.1%}" if column.percent else f"{cell:.2f}"
+        return f"{cell:.1%}" if column.percent else f"{cell:.{decimals}f}"
     return f"{cell:,}" if isinstance(cell, int) else cell

@@ -26,9 +26,10 @@ from stepwell.cli.plan_view import expected_seconds, plan_as_plain, plan_table, 
 from stepwell.cli.progress import TrainingProgress
 from stepwell.cli.words import dashed
 from stepwell.config import read_yaml
+from stepwell.errors import CheckpointError
 from stepwell.model.presets import presets
 from stepwell.tasks import TASKS, Task
-from stepwell.train.config import FREE_ON_RESUME, TrainerConfig, differences
+from stepwell.train.config import TrainerConfig, arithmetic_of, differences
 
 if TYPE_CHECKING:
     from stepwell.train.trainer import Trainer
@@ -146,7 +147,7 @@ class Session:
                 return 1
             fresh = True
         done = 0 if fresh else steps_done(self.config.directory)
-        if done < self.config.steps and (fresh or not changes):
+        if fresh or not (changes or is_finished(self.config)):
             self.announce(done)
         return self.run(fresh=fresh)
 
@@ -184,6 +185,11 @@ class Session:
             return INTERRUPTED
         if not progress.step:
             self.output.note(f"{run.directory} is trained to its end already; --fresh begins anew.")
+        if progress.step and steps_done(run.directory) < self.config.steps:
+            self.output.note(
+                f"Ended at step {steps_done(run.directory):,}: {self.config.patience} evaluations"
+                " without a better loss. More --patience goes on."
+            )
         self.output.note("")
         self.output.result(
             {"directory": str(run.directory), "step": run.step, "metrics": dict(run.metrics)},
@@ -202,6 +208,7 @@ class Session:
             commands.insert(0, f"stepwell generate {directory} {prompt} --temperature 0")
         if "chat_template" in self.trainer.task.tokenizer.settings:
             commands.insert(0, f"stepwell chat {directory} --temperature 0")
+        self.output.note(f"\n{directory / 'report.html'}")
         self.output.note("\nNext:", style="dim")
         for command in (*commands, "stepwell models"):
             self.output.note(Text(f"  {command}", style="cyan"))
@@ -215,11 +222,21 @@ def steps_done(directory: Path) -> int:
     return int(found[0].name.removeprefix("checkpoint-")) if found else 0
 
 
+def is_finished(config: TrainerConfig) -> bool:
+    """Whether the newest checkpoint is the end of the run."""
+    from stepwell.train.checkpoint import checkpoints, read_state
+
+    found = checkpoints(config.directory)
+    try:
+        return bool(found) and read_state(found[0]).is_end(config.steps, config.patience)
+    except CheckpointError:  # the run passes it over, and says so
+        return False
+
+
 def changed_fields(config: TrainerConfig) -> list[str]:
     """`field: old -> new` for each field in which the run in the folder differs; maybe none."""
     path = config.directory / "run.yaml"
     stored = read_yaml(path) if path.exists() else None
     if not isinstance(stored, dict):
         return []
-    old = {key: value for key, value in stored.items() if key not in FREE_ON_RESUME}
-    return differences(old, config.arithmetic())
+    return differences(arithmetic_of(stored), config.arithmetic())

@@ -28,7 +28,7 @@ from stepwell.evals.live import LiveRun
 from stepwell.report import Chart, Facts, HeatmapGrid, Page, Series, Table, write_png
 from stepwell.report.figure import Picture
 from stepwell.tasks.example import Example
-from stepwell.train.log import read_records
+from stepwell.train.history import column, read_records
 from stepwell.train.run_folder import Run
 
 FORMAT_VERSION: Final = 1  # of results.json
@@ -129,11 +129,9 @@ def loss_chart(runs: Mapping[str, Run]) -> Chart:
     """Training loss of every stage by step."""
     series = []
     for name, run in runs.items():
-        records = [
-            record for record in read_records(run.directory) if record.get("split") == "train"
-        ]
-        steps = [record["step"] for record in records]
-        series.append(Series(name, steps, [record["loss"] for record in records]))
+        records = read_records(run.directory)
+        training = [record for record in records if record.get("split") == "train"]
+        series.append(Series(name, *column(training, "loss")))
     return Chart("Training loss", "step", "loss, nats a token", series, ordered=True)
 
 

@@ -28,6 +28,8 @@ class ForwardPass:
     """Positions, masks, cache view and hooks of one pass over ids [B, T].
 
     view: None for a pass without a cache, whose rows start at position 0.
+    segments: [B, T], for rows that hold several documents; one ends wherever the number changes.
+    Each begins at position 0, and its tokens see no other.
     rope: (cos, sin), each [B or 1, 1, T, D], or None where positions are learned.
     """
 
@@ -36,19 +38,29 @@ class ForwardPass:
         ids_BT: Tensor,
         *,
         view: CacheView | None = None,
+        segments_BT: Tensor | None = None,
         hooks: Hooks | None = None,
         attention: AttentionImplementation = "auto",
     ) -> None:
         self.view, self.hooks, self.attention = view, hooks, attention
         self.num_queries = ids_BT.shape[1]
         self.length = view.length if view is not None else self.num_queries
-        self.positions_BT = (
+        self._places_BT = (  # in the row; where it holds several documents, not in each of them
             view.positions_BT
             if view is not None
             else torch.arange(self.num_queries, device=ids_BT.device).expand_as(ids_BT)
         )
+        self._starts_BT = None if segments_BT is None else _starts(segments_BT, self._places_BT)
+        self.positions_BT = self._places_BT
+        if self._starts_BT is not None:
+            self.positions_BT = self._places_BT - self._starts_BT
         self.rope: tuple[Tensor, Tensor] | None = None
         self._seen: dict[int | None, Tensor] = {}
+
+    @property
+    def is_from_zero(self) -> bool:
+        """Whether every row's tokens stand at 0, 1, 2 and so on."""
+        return self.view is None and self._starts_BT is None
 
     def wants(self, point: str, layer: int) -> bool:
         """Whether a hook reads or changes this point."""
@@ -72,18 +84,26 @@ class ForwardPass:
         """True where a query may see a key, bool [B or 1, 1, T, S]; made once for all layers."""
         if window not in self._seen:
             alike = self.view is None or self.view.uniform
-            queries_BT1 = (self.positions_BT[:1] if alike else self.positions_BT)[..., None]
+            queries_BT1 = (self._places_BT[:1] if alike else self._places_BT)[..., None]
             keys_S = torch.arange(self.length, device=self.positions_BT.device)
             seen = keys_S <= queries_BT1
             if window is not None:
                 seen &= keys_S > queries_BT1 - window
+            if self._starts_BT is not None:
+                seen = seen & (keys_S >= self._starts_BT[..., None])
             self._seen[window] = seen[:, None]
         return self._seen[window]
 
     def _is_plain(self, window: int | None) -> bool:
-        if window is not None and window < self.length:
+        if self._starts_BT is not None or (window is not None and window < self.length):
             return False
         if self.view is None:
             return True
         from_zero = self.length == self.num_queries
         return self.view.uniform and (from_zero or self.num_queries == 1)
+
+
+def _starts(segments_BT: Tensor, places_BT: Tensor) -> Tensor:
+    """The place in its row at which the document of each token begins, [B, T]."""
+    begins_BT = segments_BT.diff(dim=1, prepend=segments_BT[:, :1]) != 0
+    return (places_BT * begins_BT).cummax(1).values

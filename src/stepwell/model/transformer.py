@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from stepwell.errors import ConfigError, DeviceError, PromptError, ShapeError, suggest
+from stepwell.errors import (
+    CacheError,
+    ConfigError,
+    DeviceError,
+    PromptError,
+    ShapeError,
+    suggest,
+)
 from stepwell.model.attention import Attention
 from stepwell.model.cache import KVCache
 from stepwell.model.cache_view import CacheView
@@ -68,20 +75,50 @@ class Transformer(nn.Module):
         return self.embed.weight.dtype
 
     def forward(
-        self, ids_BT: Tensor, *, view: CacheView | None = None, hooks: Hooks | None = None
+        self,
+        ids_BT: Tensor,
+        *,
+        view: CacheView | None = None,
+        segments: Tensor | None = None,
+        hooks: Hooks | None = None,
     ) -> Tensor:
-        """Logits [B, T, V]. With a view, ids are the view's new tokens and see its rows' past."""
-        hidden_BTC = self.hidden(ids_BT, view=view, hooks=hooks)
-        positions_BT = None if view is None else view.positions_BT
-        return self.logits(hidden_BTC, hooks=hooks, positions_BT=positions_BT)
+        """Logits [B, T, V]. With a view, ids are the view's new tokens and see its rows' past.
+
+        With `segments` [B, T], int64, a row holds several documents, one wherever the number stays
+        the same. Each is read as if it were alone: from position 0, and seeing no other.
+        """
+        step = self._pass(ids_BT, view, segments, hooks)
+        hidden_BTC = self._hidden(ids_BT, step)
+        return self.logits(hidden_BTC, hooks=hooks, positions_BT=step.positions_BT)
 
     def hidden(
-        self, ids_BT: Tensor, *, view: CacheView | None = None, hooks: Hooks | None = None
+        self,
+        ids_BT: Tensor,
+        *,
+        view: CacheView | None = None,
+        segments: Tensor | None = None,
+        hooks: Hooks | None = None,
     ) -> Tensor:
         """What the head reads, [B, T, C]: the residual stream after the final norm."""
+        return self._hidden(ids_BT, self._pass(ids_BT, view, segments, hooks))
+
+    def _pass(
+        self,
+        ids_BT: Tensor,
+        view: CacheView | None,
+        segments: Tensor | None,
+        hooks: Hooks | None,
+    ) -> ForwardPass:
+        """What the layers are told. Raises what `_check` and `_check_segments` do."""
         self._check(ids_BT, view, hooks)
+        if segments is not None:
+            self._check_segments(ids_BT, view, segments)
         attention = self.attention_implementation
-        step = ForwardPass(ids_BT, view=view, hooks=hooks, attention=attention)
+        return ForwardPass(
+            ids_BT, view=view, segments_BT=segments, hooks=hooks, attention=attention
+        )
+
+    def _hidden(self, ids_BT: Tensor, step: ForwardPass) -> Tensor:
         x_BTC = self._embed(ids_BT, step)
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
@@ -162,7 +199,7 @@ class Transformer(nn.Module):
         if self.position_embed is not None:
             return x_BTC + self.position_embed(step.positions_BT)  # type: ignore[no-any-return]
         assert self._rope is not None
-        if step.view is None:
+        if step.is_from_zero:
             step.rope = self._rope.first(step.num_queries, x_BTC.device, x_BTC.dtype)
         else:
             step.rope = self._rope.at(step.positions_BT, step.length, x_BTC.dtype)
@@ -192,6 +229,21 @@ class Transformer(nn.Module):
         if view is not None and tuple(ids_BT.shape) != tuple(view.positions_BT.shape):
             expected = list(view.positions_BT.shape)
             raise ShapeError(f"ids are {list(ids_BT.shape)}, the cache view expects {expected}.")
+
+    def _check_segments(self, ids_BT: Tensor, view: CacheView | None, segments: Tensor) -> None:
+        if view is not None:
+            raise CacheError(
+                "A cache holds one document a row, so there are no segments with a view.",
+                fix="give each document a row of its own.",
+            )
+        if segments.shape != ids_BT.shape or segments.is_floating_point():
+            given, expected = f"{segments.dtype} {list(segments.shape)}", list(ids_BT.shape)
+            raise ShapeError(f"segments are {given}, expected integers {expected}, as ids are.")
+        if segments.device != self.device:
+            raise DeviceError(
+                f"segments are on {segments.device}, the model is on {self.device}.",
+                fix=f"segments.to({str(self.device)!r})",
+            )
 
 
 class Block(nn.Module):

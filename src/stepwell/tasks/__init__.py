@@ -8,10 +8,12 @@ from stepwell.tasks.chats import Chats
 from stepwell.tasks.corpus import Corpus
 from stepwell.tasks.dag import DagReachability
 from stepwell.tasks.dataset import check_leakage, read_dataset, write_dataset
+from stepwell.tasks.documents import Documents
 from stepwell.tasks.evaluate import VariableEvaluation
 from stepwell.tasks.example import IGNORE, SPLITS, Batch, Encoded, Example, Target
 from stepwell.tasks.facts import Facts
 from stepwell.tasks.gsm8k import GSM8K
+from stepwell.tasks.mixture import Mixture, MixturePart
 from stepwell.tasks.pairs import Pairs
 from stepwell.tasks.rename import VariableRenaming
 
@@ -24,9 +26,11 @@ TASKS: dict[str, type[Task]] = {
         Facts,
         Arithmetic,
         Corpus,
+        Documents,
         Pairs,
         Chats,
         GSM8K,
+        Mixture,
     )
 }
 
@@ -40,9 +44,12 @@ __all__ = [
     "Chats",
     "Corpus",
     "DagReachability",
+    "Documents",
     "Encoded",
     "Example",
     "Facts",
+    "Mixture",
+    "MixturePart",
     "Pairs",
     "Target",
     "Task",

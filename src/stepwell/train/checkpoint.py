@@ -2,6 +2,7 @@
 
     checkpoint-1500/  model.safetensors config.json tokenizer.json ...  a model directory
                       optimizer.safetensors trainer.json                what training goes on from
+                      trained.safetensors                               the same, where LoRA learns
                       manifest.json                                     SHA-256 of each, the last
 
 Owns what is inside, which checkpoint counts, and which go. Knows nothing of the loop.
@@ -15,7 +16,8 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -25,13 +27,14 @@ from stepwell.config import Config, read_json, write_json
 from stepwell.errors import CheckpointError, ConfigError
 from stepwell.model.tensor_files import read_safetensors, write_safetensors
 from stepwell.model.transformer import Transformer
-from stepwell.model.weights import save_model
+from stepwell.model.weights import load_model, save_model
 from stepwell.storage.sealed import FORMAT_VERSION, discard, disk, refuse_newer, verify
 from stepwell.tasks.base import Task
 
 GENERATION_CONFIG: Final = "generation_config.json"
 OPTIMIZER: Final = "optimizer.safetensors"
 STATE: Final = "trainer.json"
+TRAINED: Final = "trained.safetensors"
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +56,9 @@ class TrainerState(Config):
     """Where a run stands between two steps, beyond weights and optimizer.
 
     losses: those since the last record, None where a step was refused. random: torch's generators
-    by kind of device, in hexadecimal. run: the identity of the configuration.
+    by kind of device, in hexadecimal. run: the identity of the configuration. best: the evaluation
+    whose weights are published. lowest: the lowest validation loss, and since_lowest the number of
+    evaluations after it.
     """
 
     step: int
@@ -65,7 +70,13 @@ class TrainerState(Config):
     threads: int
     run: str
     best: Best | None = None
+    lowest: float | None = None
+    since_lowest: int = 0
     format_version: int = FORMAT_VERSION
+
+    def is_end(self, steps: int, patience: int) -> bool:
+        """Whether a run of so many steps, and so much patience (0: any), ends here."""
+        return self.step >= steps or 0 < patience <= self.since_lowest
 
     def window(self) -> list[float]:
         """The losses as numbers, NaN where a step was refused."""
@@ -121,9 +132,17 @@ def prune(run: Path, keep: int) -> None:
 # -- what is inside ------------------------------------------------------------------------------
 
 
-def write_model(directory: Path, model: Transformer, task: Task) -> None:
-    """Saves weights, tokenizer and generation defaults: a Hugging Face model directory."""
-    defaults = json.dumps({"max_new_tokens": task.max_answer_tokens})
+def write_model(
+    directory: Path,
+    model: Transformer,
+    task: Task,
+    sampling: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Saves weights, tokenizer and generation defaults: a Hugging Face model directory.
+
+    sampling: what generation_config.json says beside the length of an answer.
+    """
+    defaults = json.dumps({**sampling, "max_new_tokens": task.max_answer_tokens})
     (directory / GENERATION_CONFIG).write_text(defaults)
     save_model(model, directory)  # adds the ids of special tokens, and flushes
     task.tokenizer.save(directory)
@@ -136,7 +155,31 @@ def write_state(
     tensors = optimizer_tensors(model, optimizer)
     shapes = {name: value.shape for name, value in tensors.items()}
     write_safetensors(directory / OPTIMIZER, shapes, torch.float32, tensors.__getitem__)
+    trained = trained_parameters(model)
+    if len(trained) < sum(1 for _ in model.parameters()):
+        sizes = {name: value.shape for name, value in trained.items()}
+        write_safetensors(directory / TRAINED, sizes, torch.float32, trained.__getitem__)
     write_json(directory / STATE, state.plain())
+
+
+def trained_parameters(model: Transformer) -> dict[str, Tensor]:
+    """The parameters that are not frozen, by name."""
+    return {name: each for name, each in model.named_parameters() if each.requires_grad}
+
+
+def read_weights(directory: Path, model: Transformer) -> None:
+    """Gives a trainer's model the weights of a verified checkpoint. Raises CheckpointError."""
+    path = directory / TRAINED
+    if not path.exists():
+        model.load_state_dict(load_model(directory, mmap=False).state_dict())
+        return
+    read, trained = read_safetensors(path), trained_parameters(model)
+    if read.keys() != trained.keys():
+        odd = min(read.keys() ^ trained.keys())
+        raise CheckpointError(f"{path} and the model differ in {odd}.")
+    with torch.no_grad():
+        for name, value in read.items():
+            trained[name].copy_(value)
 
 
 def read_state(directory: Path) -> TrainerState:

@@ -31,8 +31,13 @@ Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**40)]
 CountOrNone = Annotated[int, Field(ge=0, le=2**40)]
 
-FREE_ON_RESUME: Final = frozenset({"run_name", "runs", "keep_checkpoints", "threads", "device"})
-"""Fields that a resumed run may change: they are no part of the arithmetic that was asked for."""
+FREE_ON_RESUME: Final = frozenset(
+    {"run_name", "runs", "keep_checkpoints", "threads", "device", "init_from", "patience"}
+)
+"""Fields that a resumed run may change: they are no part of the arithmetic that was asked for.
+
+What lies at `init_from` is; it counts by its content, as the task's files do.
+"""
 
 
 class OptimizerConfig(Config):
@@ -60,6 +65,31 @@ class OptimizerConfig(Config):
     """Added to the root of the mean squared gradient."""
 
 
+class LoraConfig(Config):
+    """Changes of low rank that are learnt beside frozen matrices (Hu et al. 2021)."""
+
+    model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
+
+    rank: Annotated[int, Field(ge=1, le=2**16)] = 8
+    """Rank of each change."""
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """A change counts alpha / rank times; 0: twice the rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    """Share of a change's inputs that each step leaves out."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Matrices that change, such as q_proj and v_proj; all-linear: all those of the layers."""
+
+    @property
+    def strength(self) -> float:
+        """Alpha, where it is not given too."""
+        return self.alpha or 2.0 * self.rank
+
+    @property
+    def scale(self) -> float:
+        """How much a change counts."""
+        return self.strength / self.rank
+
+
 class TrainerConfig(Config):
     """Everything that a training run needs. The same configuration goes on where it stopped."""
 
@@ -69,6 +99,10 @@ class TrainerConfig(Config):
     """Shape of the model, or the name of a preset; the task's tokenizer sets the vocabulary."""
     task: Task
     """What is learnt, or the name of a task."""
+    init_from: Path | None = None
+    """A model directory, run folder or checkpoint that the run begins with; it says the shape."""
+    lora: LoraConfig | None = None
+    """Learn changes of low rank beside the weights of init_from, which stay as they are."""
     steps: Count = 1000
     """Updates of the weights."""
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = 64
@@ -79,6 +113,8 @@ class TrainerConfig(Config):
     """First weights, and what a loss of one's own draws. The data has its seed in the task."""
     gradient_accumulation: Count = 1
     """Parts that a batch is computed in: the same update in less memory."""
+    pack: bool = False
+    """Lay several examples in one row, each read by itself: the same update from fewer tokens."""
     clip: NotNegative = 1.0
     """Largest norm of all gradients together; 0 does not clip."""
     precision: Precision = "float32"
@@ -89,6 +125,8 @@ class TrainerConfig(Config):
     """Compile each layer (torch.compile): a slow start, then faster steps."""
     evaluate_every: CountOrNone = 200
     """Steps between evaluations on the validation split; 0 evaluates at the end only."""
+    patience: CountOrNone = 0
+    """Evaluations without a better loss after which the run ends; 0 takes all steps."""
     evaluation_batches: Count = 4
     """Batches an evaluation."""
     samples: CountOrNone = 4
@@ -111,6 +149,15 @@ class TrainerConfig(Config):
     """Threads of the CPU; 0 leaves torch's number. Another number gives other roundings."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _shape_of_the_base(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not values.get("init_from") or "model" in values:
+            return values
+        from stepwell.train.base import shape_of  # torch, which only this needs
+
+        return {**values, "model": shape_of(Path(values["init_from"]))}
 
     @pydantic.field_validator("model", mode="before")
     @classmethod
@@ -135,6 +182,16 @@ class TrainerConfig(Config):
             )
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _lora_fits(self) -> Self:
+        if self.lora is not None and self.init_from is None:
+            raise ValueError("lora needs init_from, the model whose weights it leaves as they are")
+        if self.lora is not None and self.lora.dropout and self.gradient_checkpointing:
+            raise ValueError(
+                "lora.dropout draws anew in a layer that is computed again; choose one"
+            )
+        return self
+
     @property
     def directory(self) -> Path:
         """The run's folder."""
@@ -146,12 +203,20 @@ class TrainerConfig(Config):
 
         Those at their defaults do not count, so that a later version may add some.
         """
-        given = self.model_dump(mode="json", exclude_defaults=True, exclude=set(FREE_ON_RESUME))
-        return fingerprint(given)
+        return fingerprint(arithmetic_of(self.model_dump(mode="json", exclude_defaults=True)))
 
     def arithmetic(self) -> dict[str, Any]:
         """The plain fields that a resumed run must not change."""
-        return {key: value for key, value in self.plain().items() if key not in FREE_ON_RESUME}
+        return arithmetic_of(self.plain())
+
+
+def arithmetic_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a configuration's plain fields that a resumed run must not change."""
+    kept = {key: value for key, value in plain.items() if key not in FREE_ON_RESUME}
+    task = kept.get("task")
+    if isinstance(task, Mapping):  # a tokenizer counts by its content, with the data
+        kept["task"] = {key: value for key, value in task.items() if key != "tokenizer_from"}
+    return kept
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

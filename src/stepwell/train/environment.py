@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -23,9 +24,14 @@ LIBRARIES: Final = ("torch", "numpy", "safetensors", "tokenizers", "pydantic")
 GIT_TIMEOUT_S: Final = 10
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, machine, thread count and git state, as plain values."""
+def environment(device: torch.device, step: int = 0) -> dict[str, Any]:
+    """Versions, machine, thread count and git state of a session, and when it began after `step`.
+
+    Plain values; the time is UTC.
+    """
     return {
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "after_step": step,
         "stepwell": __version__,
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in LIBRARIES},

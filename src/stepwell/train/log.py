@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from torch import Tensor, stack
 
@@ -161,9 +161,3 @@ def rounded(value: float, digits: int) -> float | int | None:
     if not math.isfinite(value):
         return None
     return float(f"{value:.{digits}g}") if digits else float(value)
-
-
-def read_records(directory: Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl, in order; None stands for what was not finite."""
-    with (directory / "metrics.jsonl").open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]

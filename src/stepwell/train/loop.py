@@ -16,7 +16,6 @@ import torch
 
 from stepwell.config import write_atomically
 from stepwell.errors import CheckpointError, TrainingError
-from stepwell.model.weights import load_model
 from stepwell.storage.sealed import commit, disk
 from stepwell.train.checkpoint import (
     Best,
@@ -28,14 +27,17 @@ from stepwell.train.checkpoint import (
     random_states,
     read_optimizer,
     read_state,
+    read_weights,
     restore_random_states,
     write_model,
     write_state,
 )
 from stepwell.train.environment import environment, own_sources
 from stepwell.train.log import Meter, MetricsLog, Progress, Window
+from stepwell.train.lora import save_adapter
 from stepwell.train.optim import learning_rate
-from stepwell.train.run_folder import RunFolder
+from stepwell.train.report import refresh_report
+from stepwell.train.run_folder import ADAPTER, RunFolder
 
 if TYPE_CHECKING:
     from stepwell.train.trainer import Trainer
@@ -49,7 +51,8 @@ def resume(trainer: Trainer, folder: RunFolder) -> TrainerState | None:
     None where there is no checkpoint: the run begins. Raises ConfigError and CheckpointError.
     """
     folder.sweep()
-    folder.claim(trainer.config, trainer.task.fingerprint)
+    base = trainer.base.fingerprint if trainer.base else None
+    folder.claim(trainer.config, trainer.task.fingerprint, base)
     path = newest(folder.directory)
     if path is None:
         return None
@@ -66,7 +69,7 @@ def resume(trainer: Trainer, folder: RunFolder) -> TrainerState | None:
             state.threads,
             torch.get_num_threads(),
         )
-    trainer.model.load_state_dict(load_model(path, device=trainer.device, mmap=False).state_dict())
+    read_weights(path, trainer.model)
     read_optimizer(path, trainer.model, trainer.optimizer)
     restore_random_states(state.random, trainer.device)
     return state
@@ -87,6 +90,8 @@ class Loop:
         self.step = self._saved = state.step if state else 0
         self.tokens = state.tokens if state else 0
         self.best = self._standing(state.best) if state else None
+        self._lowest = state.lowest if state else None
+        self._since_lowest = state.since_lowest if state else 0
         self._window = Window(state.window() if state else [])
         self._meter = Meter(state.seconds if state else 0.0)
         self._log = MetricsLog(
@@ -104,17 +109,20 @@ class Loop:
         sources = own_sources(type(trainer), type(trainer.task))
         self.progress.start(self.config.steps, self.folder.directory.name)
         try:
-            self.folder.begin_session(environment(trainer.device), sources)
-            while self.step < self.config.steps:
+            self.folder.begin_session(environment(trainer.device, self.step), sources)
+            while self.step < self.config.steps and not self._out_of_patience:
                 if stop_requested():
                     raise KeyboardInterrupt
                 self._advance()
+            if self._out_of_patience:
+                self.progress.update(self.step, {})  # it may be between two records
         except KeyboardInterrupt:
             self._save_if_settled()
             raise
         finally:
             self.progress.finish()
             self._log.close()
+            refresh_report(self.folder.directory, ended=True)
 
     def _advance(self) -> None:
         batch = self.trainer.batch(self.step)
@@ -131,7 +139,7 @@ class Loop:
             self._evaluate()
         self._random = random_states(self.trainer.device)
         self._settled = True
-        if self._due(self.config.save_every):
+        if self._due(self.config.save_every) or self._out_of_patience:
             self._save()
 
     def _due(self, every: int) -> bool:
@@ -165,19 +173,41 @@ class Loop:
                 " and no loss, by which the best weights are chosen.",
                 fix='return ("loss": (sum, count)) as well.',
             )
-        self._log.write(self.step, "validation", metrics)
+        self._count_patience(metrics["loss"])
+        patience = {"since_lowest": self._since_lowest} if self.config.patience else {}
+        self._log.write(self.step, "validation", {**metrics, **patience})
         self._write_samples()
         if self.best is None or metrics["loss"] < self.best.loss:
             self._publish(metrics)
+        refresh_report(self.folder.directory)
         self._meter.restart()
+
+    def _count_patience(self, loss: float) -> None:
+        if math.isfinite(loss) and (self._lowest is None or loss < self._lowest):
+            self._lowest, self._since_lowest = loss, 0
+        else:
+            self._since_lowest += 1
+
+    @property
+    def _out_of_patience(self) -> bool:
+        """Whether as many evaluations as there is patience for have brought no better loss."""
+        return 0 < self.config.patience <= self._since_lowest
 
     def _publish(self, metrics: dict[str, float]) -> None:
         plain = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        trainer = self.trainer
-        self.folder.publish(
-            lambda hidden: write_model(hidden, trainer.model, trainer.task), self.step, plain
-        )
+        if self.config.lora is not None:  # first: what is published last says what is there
+            commit(self.folder.directory / ADAPTER, self._write_adapter)
+        self.folder.publish(self._write_model, self.step, plain)
         self.best = Best(step=self.step, metrics=plain)
+
+    def _write_model(self, hidden: Path) -> None:
+        trainer = self.trainer
+        write_model(hidden, trainer.plain_model, trainer.task, trainer.sampling_defaults)
+
+    def _write_adapter(self, hidden: Path) -> None:
+        assert self.config.lora is not None
+        save_adapter(hidden, self.trainer.model, self.config.lora, str(self.config.init_from))
+        self.trainer.task.tokenizer.save(hidden)
 
     def _write_samples(self) -> None:
         if not self.config.samples:
@@ -205,7 +235,7 @@ class Loop:
         trainer = self.trainer
 
         def fill(hidden: Path) -> None:
-            write_model(hidden, trainer.model, trainer.task)
+            self._write_model(hidden)
             write_state(hidden, state, trainer.model, trainer.optimizer)
 
         commit(checkpoint_path(self.folder.directory, self.step), fill)
@@ -231,6 +261,8 @@ class Loop:
             threads=torch.get_num_threads(),
             run=self.config.identity,
             best=self.best,
+            lowest=self._lowest,
+            since_lowest=self._since_lowest,
         )
 
     def _standing(self, best: Best | None) -> Best | None:

@@ -18,23 +18,33 @@ from stepwell.tasks.base import IGNORE, Batch
 
 @dataclass(frozen=True)
 class Labelled:
-    """The N labelled positions of a batch, row by row: logits [N, V] float32, the rest int64."""
+    """The N labelled positions of a batch, row by row: logits [N, V] in float32 or
+    float64, the rest [N] int64.
+
+    answers: numbers that differ from row to row, and from document to document within a row.
+    """
 
     logits: Tensor
     labels: Tensor
     depths: Tensor
     rows: Tensor
+    answers: Tensor
 
 
 def labelled(model: Transformer, batch: Batch) -> Labelled:
     """The model's logits where the batch has labels: labels[t] belongs to logits[t] as it is."""
     rows_N, columns_N = (batch.labels != IGNORE).nonzero(as_tuple=True)
-    hidden_NC = model.hidden(batch.ids)[rows_N, columns_N]
+    hidden_NC = model.hidden(batch.ids, segments=batch.segments)[rows_N, columns_N]
+    logits_NV = model.logits(hidden_NC)
+    answers_N = rows_N
+    if batch.segments is not None:
+        answers_N = rows_N * batch.ids.shape[1] + batch.segments[rows_N, columns_N]
     return Labelled(
-        logits=model.logits(hidden_NC).float(),
+        logits=logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)),
         labels=batch.labels[rows_N, columns_N],
         depths=batch.depths[rows_N, columns_N],
         rows=rows_N,
+        answers=answers_N,
     )
 
 
@@ -45,21 +55,21 @@ def label_loss(model: Transformer, batch: Batch) -> Tensor:
 
 
 def label_metrics(model: Transformer, batch: Batch) -> dict[str, tuple[float, float]]:
-    """(sum, count) by name: loss and accuracy over labels, accuracy by depth, whole rows right.
+    """(sum, count) by name: loss and accuracy over labels, accuracy by depth, answers right.
 
-    An answer counts as right when every label of its row is, each predicted from the true tokens
-    before it.
+    An answer counts as right when every label of its row, or of its document in a row of several,
+    is, each predicted from the true tokens before it.
     """
     seen = labelled(model, batch)
     right_N = seen.logits.argmax(1) == seen.labels
     loss = F.cross_entropy(seen.logits, seen.labels, reduction="sum")
-    rows = _shares(right_N, seen.rows)
+    answers = _shares(right_N, seen.answers)
     depths = _shares(right_N, seen.depths)
-    whole = sum(right == count for right, count in rows.values())
+    whole = sum(right == count for right, count in answers.values())
     return {
         "loss": (float(loss), len(right_N)),
         "accuracy": (int(right_N.sum()), len(right_N)),
-        "answer_accuracy": (whole, len(rows)),
+        "answer_accuracy": (whole, len(answers)),
         **{f"accuracy/depth_{depth}": share for depth, share in depths.items()},
     }
 
@@ -96,10 +106,7 @@ def pieces(batch: Batch, num_pieces: int) -> list[tuple[Batch, float]]:
     """
     if num_pieces == 1:
         return [(batch, 1.0)]
-    parts = zip(
-        *(tensor.tensor_split(num_pieces) for tensor in (batch.ids, batch.labels, batch.depths)),
-        strict=True,
-    )
-    counted = [(Batch(*part), int((part[1] != IGNORE).sum())) for part in parts]
+    parts = batch.parts(num_pieces)
+    counted = [(part, int((part.labels != IGNORE).sum())) for part in parts]
     total = sum(count for _, count in counted)
     return [(part, count / total) for part, count in counted if count]

@@ -20,6 +20,7 @@ class Plan:
     model: ModelConfig
     steps: int
     parameters: int
+    trained_parameters: int
     tokens: int
     trained_tokens: int
     flops: float
@@ -27,7 +28,9 @@ class Plan:
     disk_bytes: int
 
 
-def make_plan(config: TrainerConfig, model: ModelConfig, batch: Batch) -> Plan:
+def make_plan(
+    config: TrainerConfig, model: ModelConfig, batch: Batch, num_new_tokens: int = 0
+) -> Plan:
     """The plan of a run whose batches are like `batch`.
 
     A backward pass takes twice the operations of a forward pass. On the disk there is one
@@ -37,6 +40,8 @@ def make_plan(config: TrainerConfig, model: ModelConfig, batch: Batch) -> Plan:
     rows = -(-rows // config.gradient_accumulation)
     num_labels = int((batch.labels != IGNORE).sum())
     weights = model.num_parameters * FLOAT_BYTES
+    trained = _num_trained(config, model, num_new_tokens)
+    states = 2 * trained * FLOAT_BYTES  # of AdamW
     activations = activation_bytes(
         model,
         num_tokens=rows * length,
@@ -48,12 +53,21 @@ def make_plan(config: TrainerConfig, model: ModelConfig, batch: Batch) -> Plan:
         model=model,
         steps=config.steps,
         parameters=model.num_parameters,
+        trained_parameters=trained,
         tokens=config.steps * batch.ids.numel(),
         trained_tokens=config.steps * num_labels,
         flops=3 * config.steps * model.flops(batch.ids.numel(), length // 2),
-        memory_bytes=4 * weights + activations,
-        disk_bytes=(config.keep_checkpoints + 1) * 3 * weights + 2 * weights,
+        memory_bytes=weights + trained * FLOAT_BYTES + states + activations,
+        disk_bytes=(config.keep_checkpoints + 1) * (weights + states) + 2 * weights,
     )
+
+
+def _num_trained(config: TrainerConfig, model: ModelConfig, num_new_tokens: int) -> int:
+    if config.lora is None:
+        return model.num_parameters
+    from stepwell.train.lora import num_trained
+
+    return num_trained(config.lora, model, num_new_tokens)
 
 
 def activation_bytes(

@@ -5,6 +5,7 @@
     source/             the files that define a trainer or task of the user's own
     model.safetensors config.json tokenizer.json generation_config.json manifest.json
                         the best weights so far: a Hugging Face model directory
+    adapter/            the same as changes of the base, where LoRA learnt them
 
 Owns these files and the lock. Checkpoints and records have their own modules.
 """
@@ -31,14 +32,17 @@ from stepwell.config import (
 )
 from stepwell.errors import CheckpointError, ConfigError, TrainingError
 from stepwell.storage.sealed import FORMAT_VERSION, commit, disk, read_manifest, refuse_newer
-from stepwell.train.config import FREE_ON_RESUME, TrainerConfig, differences
+from stepwell.train.config import TrainerConfig, arithmetic_of, differences
 
+ADAPTER: Final = "adapter"  # what LoRA has learnt, as PEFT loads it
 LOCK: Final = ".lock"
 PUBLISHED: Final = re.compile(
     r"model.*\.safetensors(\.index\.json)?"
     r"|(config|generation_config|tokenizer|tokenizer_config|manifest)\.json"
 )
-REMNANT: Final = re.compile(r"\.(checkpoint-\d+|run\.yaml|environment\.json)\..+")
+REMNANT: Final = re.compile(
+    r"\.(checkpoint-\d+|adapter|run\.yaml|environment\.json|report\.html|\w+\.png)\..+"
+)
 SHOWN: Final = 6  # differences in one message
 
 
@@ -63,10 +67,12 @@ class Run:
 
 
 class Description(Config):
-    """environment.json: the fingerprint of the data, and the environment of each session."""
+    """environment.json: fingerprints of the data and of the model that the run began with, and the
+    environment of each session."""
 
     format_version: int = FORMAT_VERSION
     data: str
+    base: str | None = None
     sessions: tuple[dict[str, Any], ...] = ()
 
 
@@ -112,24 +118,29 @@ class RunFolder:
 
     # -- whose run it is -------------------------------------------------------------------
 
-    def claim(self, config: TrainerConfig, data: str) -> None:
-        """Makes this the folder of a configuration and its data (a fingerprint), or checks it.
+    def claim(self, config: TrainerConfig, data: str, base: str | None = None) -> None:
+        """Makes this the folder of a configuration, or checks it.
 
+        data, base: fingerprints of what is learnt and of the model that the run begins with.
         Raises ConfigError that shows the difference where it is the folder of another one.
         """
         path = self.directory / "run.yaml"
         if path.exists():
-            self._check(config, read_yaml(path), data)
+            self._check(config, read_yaml(path), {"data": data, "base": base})
         else:
             with disk(self.directory):
-                write_json(self._environment, Description(data=data).plain())
+                write_json(self._environment, Description(data=data, base=base).plain())
                 write_yaml(path, config.plain())
 
-    def _check(self, config: TrainerConfig, stored: Mapping[str, Any], data: str) -> None:
-        known = self._description().data
+    def _check(
+        self, config: TrainerConfig, stored: Mapping[str, Any], content: Mapping[str, str | None]
+    ) -> None:
+        known = self._description()
         changed = differences(_arithmetic(stored), config.arithmetic())
-        if not changed and known != data:
-            changed = [f"data (code of the task): {known[:12]} -> {data[:12]}"]
+        if not changed and known.data != content["data"]:
+            changed = [_change("data (code of the task)", known.data, content["data"])]
+        if known.base != content["base"]:
+            changed.append(_change("init_from (its weights)", known.base, content["base"]))
         if changed:
             more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
             raise ConfigError(
@@ -186,9 +197,14 @@ class RunFolder:
         )
 
 
+def _change(what: str, *fingerprints: str | None) -> str:
+    """`what: old -> new`, by the beginnings of two fingerprints."""
+    return f"{what}: " + " -> ".join(each[:12] if each else "none" for each in fingerprints)
+
+
 def _arithmetic(stored: Mapping[str, Any]) -> dict[str, Any]:
     """What a resumed run must not change, from run.yaml; fields it does not know yet by default."""
     try:
         return TrainerConfig.parse(stored).arithmetic()
     except ConfigError:  # written by a version with other fields: shown as it is
-        return {key: value for key, value in stored.items() if key not in FREE_ON_RESUME}
+        return arithmetic_of(stored)

@@ -8,24 +8,28 @@ is written where, is the business of `loop`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import parametrize
 from torch.optim import AdamW
 
 from stepwell.device import pick_device, set_threads
 from stepwell.errors import TrainingError
-from stepwell.model.config import ModelConfig
 from stepwell.model.transformer import Transformer
-from stepwell.tasks.base import IGNORE, Batch, Task
+from stepwell.tasks.base import IGNORE, Batch
+from stepwell.tasks.mixture import Mixture
 from stepwell.train import optim
+from stepwell.train.base import Base, fitted
 from stepwell.train.config import TrainerConfig
 from stepwell.train.log import Progress, Silent
 from stepwell.train.loop import Loop, resume
+from stepwell.train.lora import adapt, plain_model
 from stepwell.train.objective import averages, label_loss, label_metrics, pieces, predictions
 from stepwell.train.plan import Plan, make_plan
 from stepwell.train.run_folder import Run, RunFolder
@@ -35,14 +39,17 @@ class Trainer:
     """Trains one model on one task. `train` does everything; the other methods are its parts.
 
     model_config: the configured shape with the task's vocabulary, special tokens and, where the
-    task's texts are longer, its context length.
+    task's texts are longer, its context length. Where the run begins with a model (`base`), that
+    one's shape, with rows for tokens that are new to it.
     """
 
     def __init__(self, config: TrainerConfig) -> None:
         self.config = config
         self.task = config.task
         self.device = pick_device(config.device)
-        self.model_config = fitted(config.model, config.task)
+        self.base = Base(config.init_from) if config.init_from else None
+        fit = self.base.fitted if self.base else fitted
+        self.model_config = fit(config.model, config.task)
         self._begun = False
 
     # -- to be overridden ------------------------------------------------------------------
@@ -88,26 +95,42 @@ class Trainer:
             if state is None and self._begun:
                 self.forget()
             self._begun = True
-            if state is None or state.step < self.config.steps:
+            if state is None or not state.is_end(self.config.steps, self.config.patience):
                 Loop(self, folder, state, progress or Silent()).run(stop_requested)
         return Run.load(folder.directory)
 
     def plan(self) -> Plan:
         """Parameters, tokens, memory and disk of the run, without building the model."""
-        return make_plan(self.config, self.model_config, self.batch(0))
+        return make_plan(self.config, self.model_config, self.batch(0), len(self._new_ids))
 
     # -- its parts -------------------------------------------------------------------------
 
     @cached_property
     def model(self) -> Transformer:
-        """The model on its device, with the first weights that the seed gives."""
-        model = Transformer(self.model_config)
-        model.initialize(self.config.seed)
+        """The model on its device: the weights of `init_from`, or those that the seed gives."""
+        if self.base is not None:
+            model = self.base.model(self.model_config)
+            if self.config.lora is not None:
+                adapt(model, self.config.lora, self._new_ids, self.config.seed)
+        else:
+            model = Transformer(self.model_config)
+            model.initialize(self.config.seed)
         model.gradient_checkpointing = self.config.gradient_checkpointing
         if self.config.compile:
             for block in model.blocks:
                 block.compile()
         return model.to(self.device)
+
+    @property
+    def plain_model(self) -> Transformer:
+        """The model as it is saved: what LoRA has learnt is merged into its matrices."""
+        return self.model if self.config.lora is None else plain_model(self.model)
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """What generation_config.json of the base says of sampling, token ids left out."""
+        known = self.base.generation if self.base else {}
+        return {key: value for key, value in known.items() if not key.endswith("_token_id")}
 
     @cached_property
     def optimizer(self) -> AdamW:
@@ -120,7 +143,7 @@ class Trainer:
         Raises TrainingError where not one of their tokens has a label.
         """
         size = self.config.batch_size
-        batch = self.task.batch("train", range(step * size, (step + 1) * size))
+        batch = self._examples("train", range(step * size, (step + 1) * size))
         if not bool((batch.labels != IGNORE).any()):
             raise TrainingError(
                 f"Step {step}: none of the {size} examples of task {self.task.name} has a label.",
@@ -146,14 +169,17 @@ class Trainer:
         return optim.update(self.optimizer, self._parameters, loss, rate, self.config.clip)
 
     def evaluate(self, split: str = "validation") -> dict[str, float]:
-        """The metrics' means over `evaluation_batches` batches of a split."""
+        """The metrics' means over `evaluation_batches` batches of a split.
+
+        Of a mixture also the loss of each part, loss/NAME.
+        """
         self.model.eval()
         size = self.config.batch_size
-        parts = []
+        parts: list[dict[str, tuple[float, float]]] = []
         with torch.no_grad(), self._precision():
             for number in range(self.config.evaluation_batches):
                 indices = range(number * size, (number + 1) * size)
-                parts.append(self.metrics(self.task.batch(split, indices).to(self.device)))
+                parts += self._counted(split, indices)
         return averages(parts)
 
     def samples(self) -> list[dict[str, str]]:
@@ -169,18 +195,46 @@ class Trainer:
             for example, ids in zip(examples, said, strict=True)
         ]
 
+    def _counted(
+        self, split: str, indices: Sequence[int]
+    ) -> Iterator[dict[str, tuple[float, float]]]:
+        """The metrics of a batch; of a mixture part by part, beside each part's own loss."""
+        if not isinstance(self.task, Mixture):
+            yield self.metrics(self._examples(split, indices).to(self.device))
+            return
+        for name, own in self.task.by_part(split, indices).items():
+            found = self.metrics(self._examples(split, own).to(self.device))
+            yield found
+            yield {f"loss/{name}": value for key, value in found.items() if key == "loss"}
+
+    def _examples(self, split: str, indices: Sequence[int]) -> Batch:
+        """The task's batch, packed in rows as wide as its own where that is asked for."""
+        batch = self.task.batch(split, indices)
+        if not self.config.pack:
+            return batch
+        return Batch.packed(batch.rows(), width=batch.ids.shape[1])
+
     def forget(self) -> None:
         """Drops model and optimizer; the next use builds them anew from the seed."""
         for name in ("model", "optimizer", "_parameters"):
             self.__dict__.pop(name, None)
 
+    @property
+    def _new_ids(self) -> list[int]:
+        """The tokens that the base does not know."""
+        return self.base.new_ids(self.task.tokenizer) if self.base else []
+
     @cached_property
     def _parameters(self) -> list[Parameter]:
         return list(self.model.parameters())
 
-    def _precision(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Products as the configuration says; matrices with learnt rows are put together once."""
         mixed = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
+        with autocast, parametrize.cached():
+            yield
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -194,15 +248,3 @@ class Trainer:
                 yield
             finally:
                 set_threads(threads)
-
-
-def fitted(model: ModelConfig, task: Task) -> ModelConfig:
-    """The shape with the task's vocabulary and special tokens, and room for its longest text."""
-    tokenizer = task.tokenizer
-    return model.changed(
-        vocab_size=tokenizer.vocab_size,
-        context_length=max(model.context_length, task.context_length),
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-    )

@@ -87,4 +87,3 @@ def product_turn() -> Turn:
         return 4 * 2 * SIDE**3 / (time.perf_counter() - begun) / 1e9
 
     return turn
-
