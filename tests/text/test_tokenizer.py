@@ -206,6 +206,19 @@ def test_padding_truncation_and_dropout_of_a_file_are_ignored() -> None:
     assert tokenizer.fingerprint == plain.fingerprint
 
 
+@pytest.mark.parametrize("kind", ["character", "byte", "bpe", "llama"])
+def test_the_bytes_of_tokens_are_those_of_their_text(
+    kinds: dict[str, Tokenizer], kind: str
+) -> None:
+    tokenizer = kinds[kind]
+    text = "abc de." if kind == "character" else "hello naïve step 😀 hello"
+    ids = tokenizer.encode(text)
+    before = 1 if kind == "llama" else 0  # it puts a space before a text
+    assert sum(tokenizer.byte_lengths[token] for token in ids) == len(text.encode()) + before
+    assert all(tokenizer.byte_lengths[token] == 0 for token in tokenizer.special_ids)
+    assert len(tokenizer.byte_lengths) == tokenizer.vocab_size
+
+
 def test_a_token_reads_as_it_does_inside_a_text(kinds: dict[str, Tokenizer]) -> None:
     bpe, llama = kinds["bpe"], kinds["llama"]
     assert bpe.token(bpe.id_of("Ġstep")) == " step"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 
 import numpy
@@ -12,6 +13,7 @@ from stepwell.errors import DeviceError, TrainingError
 from stepwell.model.config import ModelConfig
 from stepwell.tasks.arithmetic import Arithmetic
 from stepwell.tasks.base import IGNORE, Batch, Task
+from stepwell.tasks.corpus import Corpus
 from stepwell.tasks.example import Example
 from stepwell.tasks.facts import Facts
 from stepwell.tasks.rename import VariableRenaming
@@ -122,6 +124,24 @@ def test_training_learns_what_can_be_learnt(small):
     assert run.step == 150
     untrained = Trainer(config.changed(run_name="other")).evaluate()
     assert untrained["answer_accuracy"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"), [("character", "Ça va, à bientôt. "), ("bpe", "Step by step, down. ")]
+)
+def test_running_text_is_measured_in_bits_a_byte(small, tmp_path, tokens, text):
+    path = tmp_path / "text.txt"
+    path.write_text(text * 400)
+    task = Corpus(path=path, tokens=tokens, vocab_size=270, window=8)
+    trainer = Trainer(small(task=task, evaluation_batches=1))
+    batch = task.batch("validation", range(8))
+    logits = trainer.model(batch.ids).log_softmax(-1)
+    nats = -logits.gather(2, batch.labels[..., None]).sum().item()
+    said = sum(len(task.tokenizer.decode(row.tolist()).encode()) for row in batch.labels)
+    found = trainer.evaluate()
+    assert found.keys() == {"loss", "accuracy", "bits_per_byte"}
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / said, rel=1e-5)
+    assert said > batch.labels.numel()  # bits a token would be another number
 
 
 @pytest.mark.parametrize("option", [{"precision": "bfloat16"}, {"gradient_checkpointing": True}])

@@ -117,9 +117,7 @@ with_flags(finetune, FLAGS)
 
 def finetune_config(base: Path, data: Path, values: Mapping[str, Any]) -> TrainerConfig:
     """The run that finetunes `base`; `values` are the fields that were asked for."""
-    from stepwell.train.chat_tokens import tokenizer_for_chats
-
-    fields = {"path": data, "tokenizer_from": tokenizer_for_chats(locate(base))}
+    fields = {"path": data, "tokenizer_from": locate(base)}
     task = Chats.parse({**fields, **values.get("task", {})})
     batch = values.get("batch_size", BATCH)
     steps = values.get("steps") or math.ceil(EPOCHS * len(task.taught_examples()) / batch)

@@ -106,6 +106,13 @@ class Task(Config):
             fix="make the task harder, so that there are more different examples.",
         )
 
+    def epochs(self, count: int) -> dict[str, float]:  # noqa: ARG002
+        """How often the first `count` examples of the train split go through it.
+
+        By the name under which it is recorded; empty where examples are drawn without end.
+        """
+        return {}
+
     def check_split(self, split: str) -> None:
         """Nothing; raises UsageError where `split` is no split."""
         if split not in SPLITS:
@@ -114,6 +121,11 @@ class Task(Config):
     def grade(self, example: Example, answer_text: str) -> bool:
         """Whether an answer is right: by default, the expected one, white space around it aside."""
         return answer_text.strip() == example.answer.strip()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its examples are stretches of running text, each token of which is trained."""
+        return False
 
     # -- tokens and batches ----------------------------------------------------------------
 

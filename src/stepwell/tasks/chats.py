@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pydantic
 
@@ -18,14 +18,6 @@ from stepwell.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # it needs Jinja, which the other tasks can do without
     from stepwell.text.chat import Chat, Lesson
-
-ROLES: Final = {
-    "eos": "<|end|>",
-    "question_end": "<|reply|>",
-    "answer_end": "<|end|>",
-    "think_start": "<think>",
-    "think_end": "</think>",
-}
 
 
 class Chats(LinesTask):
@@ -47,13 +39,12 @@ class Chats(LinesTask):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """That of `tokenizer_from`; else one of its own, with tokens that end what is said."""
-        from stepwell.text.chat import template_of
+        """That of `tokenizer_from`, with tokens for conversations where it has none; or its own."""
+        from stepwell.text.chat_tokens import with_chat_tokens
 
         if self.tokenizer_from is not None:
-            return Tokenizer.load(self.tokenizer_from)
-        made = self.made_tokenizer(ROLES)
-        return Tokenizer(made.core, ROLES, {"chat_template": template_of(made)})
+            return with_chat_tokens(Tokenizer.load(self.tokenizer_from))
+        return with_chat_tokens(self.made_tokenizer({}))
 
     @cached_property
     def chat(self) -> Chat:

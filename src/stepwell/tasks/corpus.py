@@ -83,6 +83,11 @@ class Corpus(FileTask):
         return self.window
 
     @property
+    def is_text(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def max_answer_tokens(self) -> int:
         """As many as `window`: there is no answer that ends."""
         return self.window

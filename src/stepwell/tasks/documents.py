@@ -62,6 +62,11 @@ class Documents(Task):
         return self.window
 
     @property
+    def is_text(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def max_answer_tokens(self) -> int:
         """As many as `window`."""
         return self.window
@@ -110,6 +115,10 @@ class Documents(Task):
         return {**plain, "path": self._content}
 
     # -- windows ---------------------------------------------------------------------------
+
+    def epochs(self, count: int) -> dict[str, float]:
+        """Windows taken over windows that there are."""
+        return {"epoch": count / self.num_windows("train")}
 
     def _windows(self, split: str, indices: Sequence[int]) -> NDArray[np.int64]:
         """The windows at `indices`, [B, window + 1], each epoch in an order of its own."""

@@ -96,6 +96,10 @@ class LinesTask(FileTask):
         epoch, position = divmod(i, len(members))
         return self.examples[members[self._order(split, epoch)[position]]]
 
+    def epochs(self, count: int) -> dict[str, float]:
+        """Examples taken over examples listed."""
+        return {"epoch": count / max(1, len(self._members["train"]))}
+
     def taught_examples(self) -> list[Example]:
         """Those of the train split."""
         return [self.examples[number] for number in self._members["train"]]

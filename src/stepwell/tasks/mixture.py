@@ -88,6 +88,11 @@ class Mixture(Task):
         return max(task.context_length for task in self.tasks)
 
     @property
+    def is_text(self) -> bool:
+        """Where all parts are."""
+        return all(task.is_text for task in self.tasks)
+
+    @property
     def max_answer_tokens(self) -> int:
         """The longest of all parts."""
         return max(task.max_answer_tokens for task in self.tasks)
@@ -98,16 +103,24 @@ class Mixture(Task):
         part, earlier = self._order(split, block)[offset]
         return part, block * self.counts[part] + earlier
 
+    def epochs(self, count: int) -> dict[str, float]:
+        """Those of each part, as `epoch/PART`."""
+        block, offset = divmod(count, BLOCK)
+        begun = Counter(part for part, _ in self._order("train", block)[:offset])
+        found: dict[str, float] = {}
+        for part, name in enumerate(self._names):
+            own = self.tasks[part].epochs(block * self.counts[part] + begun[part])
+            found |= {key.replace("epoch", f"epoch/{name}", 1): value for key, value in own.items()}
+        return found
+
     def by_part(self, split: str, indices: Sequence[int]) -> dict[str, list[int]]:
         """Those of the indices that are of each part, by its name; parts that have none left out.
 
         A part is called after its task, and -2, -3, ... where an earlier one is called so.
         """
-        names = _numbered([part.task.name for part in self.parts])
         found: dict[str, list[int]] = {}
         for i in indices:
-            name, earlier = names[self.place(split, i)[0]]
-            found.setdefault(f"{name}-{earlier + 1}" if earlier else name, []).append(i)
+            found.setdefault(self._names[self.place(split, i)[0]], []).append(i)
         return found
 
     def example(self, index: int) -> Example:
@@ -140,6 +153,11 @@ class Mixture(Task):
             **super().identity(),
             "parts": [[task.fingerprint, part.weight] for task, part in parts],
         }
+
+    @cached_property
+    def _names(self) -> list[str]:
+        numbered = _numbered([part.task.name for part in self.parts])
+        return [f"{name}-{earlier + 1}" if earlier else name for name, earlier in numbered]
 
     def _order(self, split: str, block: int) -> list[tuple[int, int]]:
         """(part, how many of it come before in the block) of each example of a block; the latest

@@ -177,6 +177,20 @@ class Tokenizer:
         except OverflowError:
             raise TokenizerError(f"{token_id} is no token id.") from None
 
+    @functools.cached_property
+    def byte_lengths(self) -> tuple[int, ...]:
+        """How many UTF-8 bytes each id stands for inside a text; 0 for special tokens."""
+        return tuple(self._byte_length(token_id) for token_id in range(self.vocab_size))
+
+    def _byte_length(self, token_id: int) -> int:
+        token = self.piece(token_id)
+        if token is None or token_id in self.special_ids:
+            return 0
+        if is_fallback_token(token):
+            return 1
+        text = token_bytes(token) if self.is_byte_level else self.token(token_id).encode()
+        return len(text)
+
     def token(self, token_id: int) -> str:
         """One token as it reads inside a text: a space for Ġ, an escape for part of a character."""
         token = self.piece(token_id)

@@ -57,8 +57,8 @@ class TrainerState(Config):
 
     losses: those since the last record, None where a step was refused. random: torch's generators
     by kind of device, in hexadecimal. run: the identity of the configuration. best: the evaluation
-    whose weights are published. lowest: the lowest validation loss, and since_lowest the number of
-    evaluations after it.
+    whose weights are published. epochs: how often the data has been gone through. lowest: the
+    lowest validation loss, and since_lowest the number of evaluations after it.
     """
 
     step: int
@@ -70,6 +70,7 @@ class TrainerState(Config):
     threads: int
     run: str
     best: Best | None = None
+    epochs: dict[str, float] = {}  # noqa: RUF012  # pydantic copies it
     lowest: float | None = None
     since_lowest: int = 0
     format_version: int = FORMAT_VERSION

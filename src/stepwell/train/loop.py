@@ -142,6 +142,10 @@ class Loop:
         if self._due(self.config.save_every) or self._out_of_patience:
             self._save()
 
+    def _epochs(self) -> dict[str, float]:
+        """Where the run stands in its data, where that has an end."""
+        return self.trainer.task.epochs(self.step * self.config.batch_size)
+
     def _due(self, every: int) -> bool:
         """Whether what happens `every` steps (0: only at the end) happens after this one."""
         return self.step == self.config.steps or (every > 0 and self.step % every == 0)
@@ -156,6 +160,7 @@ class Loop:
             "lr": learning_rate(self.config.optimizer, self.step - 1, self.config.steps),
             "grad_norm": float(norm),
             "tokens": self.tokens,
+            **self._epochs(),
             "skipped": len(losses) - len(finite),
             "seconds": self._meter.seconds,
             "tokens_per_s": self._meter.rate(),
@@ -261,6 +266,7 @@ class Loop:
             threads=torch.get_num_threads(),
             run=self.config.identity,
             best=self.best,
+            epochs=self._epochs(),
             lowest=self._lowest,
             since_lowest=self._since_lowest,
         )

@@ -6,6 +6,8 @@ state: the head is applied to the labelled ones only.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,9 @@ from torch.nn import functional as F
 
 from stepwell.model.transformer import Transformer
 from stepwell.tasks.base import IGNORE, Batch
+
+Counted = Mapping[str, tuple[float, float]]
+"""(sum, count) by name."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,19 @@ def label_metrics(model: Transformer, batch: Batch) -> dict[str, tuple[float, fl
         "answer_accuracy": (whole, len(answers)),
         **{f"accuracy/depth_{depth}": share for depth, share in depths.items()},
     }
+
+
+def text_metrics(
+    found: Counted, batch: Batch, byte_lengths_V: Tensor
+) -> dict[str, tuple[float, float]]:
+    """Those of `label_metrics` that say something about running text, and bits a UTF-8 byte.
+
+    The latter can be compared between tokenizers. byte_lengths_V: bytes that each token stands for.
+    """
+    labels = batch.labels[batch.labels != IGNORE]
+    loss, _ = found["loss"]
+    bits = loss / math.log(2), int(byte_lengths_V[labels].sum())
+    return {"loss": found["loss"], "accuracy": found["accuracy"], "bits_per_byte": bits}
 
 
 def _shares(right_N: Tensor, groups_N: Tensor) -> dict[int, tuple[int, int]]:

@@ -30,7 +30,14 @@ from stepwell.train.config import TrainerConfig
 from stepwell.train.log import Progress, Silent
 from stepwell.train.loop import Loop, resume
 from stepwell.train.lora import adapt, plain_model
-from stepwell.train.objective import averages, label_loss, label_metrics, pieces, predictions
+from stepwell.train.objective import (
+    averages,
+    label_loss,
+    label_metrics,
+    pieces,
+    predictions,
+    text_metrics,
+)
 from stepwell.train.plan import Plan, make_plan
 from stepwell.train.run_folder import Run, RunFolder
 
@@ -64,10 +71,11 @@ class Trainer:
     def metrics(self, batch: Batch) -> dict[str, tuple[float, float]]:
         """(sum, count) by name; an evaluation divides the sums over batches. Needs a "loss".
 
-        By default loss, accuracy, answer_accuracy and accuracy/depth_N. The best weights are those
-        with the lowest "loss".
+        By default loss, accuracy, answer_accuracy and accuracy/depth_N; of running text the first
+        two and bits_per_byte. The best weights are those with the lowest "loss".
         """
-        return label_metrics(self.model, batch)
+        found = label_metrics(self.model, batch)
+        return text_metrics(found, batch, self._byte_lengths) if self.task.is_text else found
 
     # -- the run ---------------------------------------------------------------------------
 
@@ -218,6 +226,10 @@ class Trainer:
         """Drops model and optimizer; the next use builds them anew from the seed."""
         for name in ("model", "optimizer", "_parameters"):
             self.__dict__.pop(name, None)
+
+    @cached_property
+    def _byte_lengths(self) -> Tensor:
+        return torch.tensor(self.task.tokenizer.byte_lengths, device=self.device)
 
     @property
     def _new_ids(self) -> list[int]:
