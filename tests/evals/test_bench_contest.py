@@ -175,7 +175,8 @@ ROW = Row(
 
 def test_the_page_holds_machine_versions_spread_and_bars(tmp_path: Path) -> None:
     broken = replace(ROW, against="vllm", other=None, problem="vllm | ended.")
-    path = write_page([ROW, broken], SETTING, tmp_path / "results")
+    step = replace(ROW, question="train", case="8 x 256, eager", against="transformers")
+    path = write_page([ROW, broken, step], SETTING, tmp_path / "results")
     assert path.name == "2026-03-an-epyc-9r14-2-cpus.md"
     page = path.read_text()
     assert "stepwell 1, vllm 2" in page
@@ -183,16 +184,17 @@ def test_the_page_holds_machine_versions_spread_and_bars(tmp_path: Path) -> None
         "| 1,038 tokens/s ± 2% | llama.cpp | 519 tokens/s ± 2% | 2.00 [2.00, 2.00] | ≥ 1.7 ✓ |"
     ) in page
     assert "| vllm | vllm \\| ended. |  | ≥ 1.7 |" in page
-    picture = path.with_suffix(".png")
-    assert f"]({picture.name})" in page
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    for question in ("decode", "train"):
+        picture = path.with_name(f"{path.stem}-{question}.png")
+        assert f"]({picture.name})" in page
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_page_without_peers_has_no_picture(tmp_path: Path) -> None:
     alone_row = replace(ROW, against="", other=None)
     path = write_page([alone_row], SETTING, tmp_path)
     assert "![" not in path.read_text()
-    assert not path.with_suffix(".png").exists()
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_a_missed_bar_is_marked() -> None:

@@ -18,6 +18,8 @@ from stepwell.report import Chart, Series, write_png
 
 HEADS: Final = ("question", "case", "model", "ours", "against", "theirs", "ratio", "bar")
 SIGNS: Final = {True: "✓", False: "✗", None: ""}
+PICTURED: Final[Mapping[str, str]] = {"decode": "Decoding", "train": "Training"}
+"""Questions whose ratios to peers are drawn, and what the picture calls them."""
 STEP_ASIDE: Final = 0.12  # of the distance between two places on the chart
 
 
@@ -99,14 +101,17 @@ def _plain_row(row: Row) -> dict[str, Any]:
 
 
 def write_page(rows: Sequence[Row], setting: Setting, folder: Path) -> Path:
-    """The page YYYY-MM-machine.md that is now in `folder`, with its picture beside it."""
+    """The page YYYY-MM-machine.md that is now in `folder`, with its pictures beside it."""
     path = folder / f"{setting.day:%Y-%m}-{slug(setting.machine)}.md"
-    chart = ratio_chart(rows, setting)
     folder.mkdir(parents=True, exist_ok=True)
-    if chart is not None:
-        write_png(chart, path.with_suffix(".png"))
-    picture = "" if chart is None else f"![{chart.title}]({path.stem}.png)\n\n"
-    write_atomically(path, f"{_preface(setting)}\n{picture}{_table(rows)}\n")
+    pictures = ""
+    for question in PICTURED:
+        chart = ratio_chart(rows, setting, question)
+        if chart is not None:
+            file = f"{path.stem}-{question}.png"
+            write_png(chart, folder / file)
+            pictures += f"![{chart.title}]({file})\n\n"
+    write_atomically(path, f"{_preface(setting)}\n{pictures}{_table(rows)}\n")
     return path
 
 
@@ -152,9 +157,13 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
-def ratio_chart(rows: Sequence[Row], setting: Setting) -> Chart | None:
-    """Our speed of decoding as a multiple of each peer's; None where no peer was measured."""
-    compared = [row for row in rows if row.question == "decode" and row.ratio is not None]
+def ratio_chart(rows: Sequence[Row], setting: Setting, question: str = "decode") -> Chart | None:
+    """Our speed as a multiple of each peer's; None where no peer was measured."""
+    compared = [
+        row
+        for row in rows
+        if row.question == question and row.unit == "tokens/s" and row.ratio is not None
+    ]
     if not compared:
         return None
     places = list(dict.fromkeys(_place(row) for row in compared))
@@ -165,8 +174,8 @@ def ratio_chart(rows: Sequence[Row], setting: Setting) -> Chart | None:
     ]
     level = Series("as fast", [-0.5, len(places) - 0.5], [1.0, 1.0], style="reference")
     return Chart(
-        f"Decoding against other programs, {setting.machine}",
-        x_label="model, rows, weights",
+        f"{PICTURED[question]} against other programs, {setting.machine}",
+        x_label="model and case",
         y_label="our tokens a second over theirs",
         series=[*series, level],
         categories=places,
