@@ -50,13 +50,14 @@ def config(data: Path, name: str) -> sw.TrainerConfig:
     return sw.TrainerConfig(
         model=sw.presets["tiny"].resized(width=192, num_layers=4, num_heads=6),
         task=sw.tasks.Chats(path=data),
-        steps=6000,
+        steps=2500,
         batch_size=64,
+        pack=True,
         precision="bfloat16",
-        optimizer=OptimizerConfig(lr=2e-3, schedule="wsd", decay=0.3, weight_decay=0.05),
-        evaluate_every=1000,
+        optimizer=OptimizerConfig(lr=3e-3, final_share=0.02),
+        evaluate_every=500,
         evaluation_batches=8,
-        save_every=1000,
+        save_every=500,
         runs=RUNS,
         run_name=name,
     )
