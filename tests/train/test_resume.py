@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 import stepwell
-from stepwell.errors import CheckpointError, ConfigError, TrainingError
+from stepwell.errors import CheckpointError, ConfigError, StepwellError, TrainingError
 from stepwell.storage.sealed import sha256
 from stepwell.tasks.facts import Facts
 from stepwell.train import checkpoint, loop
@@ -118,6 +119,24 @@ def test_killed_at_a_file_operation_is_undisturbed(config, undisturbed, every, d
     assert len(disk.operations) > 300
     for runs in copies.iterdir():
         assert outcome(Noisy(config.changed(runs=runs)).train().directory) == undisturbed
+
+
+@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_disk_that_is_full_for_a_moment_costs_nothing_but_time(config, undisturbed, every, disk):
+    """At any operation: an error that says so, or a warning where it is the report; no remnants."""
+    with disk.watched():
+        Noisy(config).train()
+    for number in range(0, len(disk.operations), every):
+        own = config.changed(run_name=f"full-{number}")
+        said = "could not be written: No space left; make room"
+        with disk.failing_at(number):
+            try:
+                Noisy(own).train()
+            except StepwellError as error:
+                said = f"{error.problem}; {error.fix}"
+        assert re.search("could not be written: .*No space left.*; make room", said)
+        assert [path for path in own.directory.glob(".*") if path.name != ".lock"] == []
+        assert outcome(Noisy(own).train().directory) == undisturbed
 
 
 SCRIPT = """

@@ -43,11 +43,14 @@ def shape_of(source: Path) -> ModelConfig:
 
 
 def fitted(model: ModelConfig, task: Task) -> ModelConfig:
-    """The shape with the task's vocabulary and special tokens, and room for its longest text."""
-    tokenizer = task.tokenizer
+    """The shape with the task's vocabulary and special tokens, and room for its longest text.
+
+    Of running text the context is a window: positions behind it would never be trained.
+    """
+    tokenizer, longest = task.tokenizer, task.context_length
     return model.changed(
         vocab_size=tokenizer.vocab_size,
-        context_length=max(model.context_length, task.context_length),
+        context_length=longest if task.is_text else max(model.context_length, longest),
         bos_id=tokenizer.bos_id,
         eos_id=_ends(task, ()),
         pad_id=tokenizer.pad_id,
