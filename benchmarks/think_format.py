@@ -23,7 +23,7 @@ from stepwell.text.chat import Chat
 from stepwell.text.messages import Message
 from stepwell.train.config import OptimizerConfig
 
-CONVERSATIONS = 30_000
+CONVERSATIONS = 20_000
 TALKS = 200  # conversations whose later turns are asked
 DATA, RUNS = Path("runs/sums-data"), Path("runs")
 NUMBER = re.compile(r"\d+")

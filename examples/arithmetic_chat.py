@@ -34,12 +34,12 @@ def exchange(rng: random.Random, *, think: bool) -> tuple[str, list[dict[str, st
 
 
 def write(directory: Path, count: int, *, think: bool = True, seed: int = 0) -> None:
-    """A file for each split, together `count` conversations of one to three exchanges."""
+    """A file for each split, together `count` conversations of one, two or six exchanges."""
     rng = random.Random(seed)
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
     for _ in range(count):
         home, messages = exchange(rng, think=think)
-        for _ in range(rng.choice((0, 0, 1, 2))):
+        for _ in range(rng.choice((0, 0, 1, 5))):
             other = ""
             while other != home:
                 other, more = exchange(rng, think=think)
@@ -53,7 +53,7 @@ def write(directory: Path, count: int, *, think: bool = True, seed: int = 0) -> 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--conversations", type=int, default=30_000)
+    parser.add_argument("--conversations", type=int, default=20_000)
     parser.add_argument("--no-think", action="store_true")
     given = parser.parse_args()
     write(given.directory, given.conversations, think=not given.no_think)
