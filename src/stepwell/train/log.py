@@ -114,20 +114,23 @@ class MetricsLog:
         from tensorboardX import SummaryWriter  # half a second, and only training needs it
 
         self._path = path = directory / "metrics.jsonl"
-        path.touch()
-        if path.stat().st_size < committed_bytes:
+        self._digits = digits
+        with disk(path):
+            path.touch()
+            size = path.stat().st_size
+        if size < committed_bytes:
             raise CheckpointError(
-                f"{path} has {path.stat().st_size} bytes, the checkpoint of step {step} was saved"
-                f" when there were {committed_bytes}.",
+                f"{path} has {size} bytes, the checkpoint of step {step} was saved when there were"
+                f" {committed_bytes}.",
                 fix="put the file back, or train anew with fresh=True.",
             )
-        self._digits = digits
-        self._file = path.open("r+b", buffering=0)
-        self._file.truncate(committed_bytes)
-        self._file.seek(committed_bytes)
-        self._events = SummaryWriter(
-            str(directory), purge_step=step + 1, filename_suffix=f".{step}"
-        )
+        with disk(path):
+            self._file = path.open("r+b", buffering=0)
+            self._file.truncate(committed_bytes)
+            self._file.seek(committed_bytes)
+            self._events = SummaryWriter(
+                str(directory), purge_step=step + 1, filename_suffix=f".{step}"
+            )
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds a record."""
