@@ -153,8 +153,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Ends the files."""
-        self._file.close()
-        self._events.close()
+        with disk(self._path):
+            self._file.close()
+            self._events.close()
 
 
 def rounded(value: float, digits: int) -> float | int | None:
