@@ -72,13 +72,15 @@ def test_a_killed_worker_costs_no_trial_and_no_bit(base, small, monkeypatch):
     assert killer.killed
     assert killer.num_replaced == 1
     assert len(result.finished) == len(result.trials) == 8
+    # on a busy machine the kill may come when the worker has gone on to its next trial
+    [killed] = [trial.name for trial in result.trials if trial.begun > 1]
     for trial in result.trials:
         directory = result.directory / trial.name
         assert steps_of(directory) == list(range(1, 61)), "each step once"
-        begun = 1 + (trial.name == killer.killed)
-        assert trial.begun == len(History.read(directory).sessions) == begun
+        begun = 1 + (trial.name == killed)
+        assert trial.begun == begun >= len(History.read(directory).sessions) >= 1
     assert {"sweep.html", "sweep.png", "sweep.json"} <= {p.name for p in result.directory.iterdir()}
-    for name in (killer.killed, "seed=3+num_layers=1"):
+    for name in (killed, "seed=3+num_layers=1"):
         [trial] = [each for each in result.trials if each.name == name]
         shape = config.model.resized(num_layers=trial.values["num_layers"])
         alone = config.changed(run_name=f"alone-{name}", model=shape, seed=trial.values["seed"])
