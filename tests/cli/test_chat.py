@@ -121,8 +121,7 @@ def test_ctrl_c_stops_a_reply_and_ctrl_d_ends(chat_run: Path) -> None:
         for pause in (0.0, 0.1):  # before the reply begins, perhaps, and within it
             person.type("3?\n")
             time.sleep(pause)
-            person.type("\x03")
-            person.until(r"\n> $")
+            person.press("\x03", r"\n> $")
         person.press("\x03", r"!quit or Ctrl-D ends\..*\n> $")
         person.type("\x04")
         assert person.close() == 0

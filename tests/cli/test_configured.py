@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from stepwell.cli.configured import chosen_tasks, overlaid, trainer_config, training_flags
+from stepwell.cli.configured import (
+    StartFlags,
+    chosen_tasks,
+    overlaid,
+    trainer_config,
+    training_flags,
+)
 from stepwell.config import write_yaml
 from stepwell.errors import ConfigError, UsageError
 from stepwell.model.presets import presets
@@ -17,10 +23,15 @@ from stepwell.train.config import TrainerConfig
 FLAGS = training_flags([Facts])
 
 
-def configured(*assignments: str, given: dict[str, Any] | None = None, **options: Any):
-    """The configuration of a task `facts`, unless the options name another."""
-    options = {"task": "facts", **options}
-    return trainer_config(FLAGS, given or {}, assignments=assignments, **options)
+def configured(
+    *assignments: str,
+    given: dict[str, Any] | None = None,
+    task: str | None = "facts",
+    file: Path | None = None,
+    preset: str | None = None,
+):
+    """The configuration that all of these come to."""
+    return trainer_config(FLAGS, given or {}, StartFlags(preset, file, assignments), task=task)
 
 
 @pytest.fixture
@@ -79,7 +90,7 @@ def test_a_preset_replaces_the_shape_of_the_file(file: Path) -> None:
 
 def test_another_task_leaves_the_fields_of_the_files_behind(file: Path) -> None:
     flags = training_flags([TASKS["dag"]])
-    config = trainer_config(flags, {"nodes": 9}, task="dag", file=file)
+    config = trainer_config(flags, {"nodes": 9}, StartFlags(config=file), task="dag")
     assert config.task == TASKS["dag"](nodes=9)
 
 

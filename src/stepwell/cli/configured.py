@@ -7,10 +7,11 @@ order. What a field may hold is the configuration's own business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from cyclopts import Group
+from cyclopts import Group, Parameter
 
 from stepwell.cli.flags import Flag, given_values, model_flags
 from stepwell.cli.words import option
@@ -31,6 +32,21 @@ OPTIMIZER = Group("Optimizer", sort_key=21)
 LORA = Group("LoRA", "One of these learns changes of low rank and nothing else.", sort_key=21)
 MODEL = Group("Model", "Sizes that are not given are those of the preset.", sort_key=22)
 ALIASES: Final = {"precision": ("--dtype", "--precision")}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class StartFlags:
+    """What a configuration begins with, before the flags of its fields."""
+
+    preset: Annotated[str | None, Parameter(choices=tuple(presets))] = None
+    """Shape of the model to begin with; tiny where nothing is given."""
+    config: Annotated[Path | None, Parameter(metavar="PATH")] = None
+    """A run.yaml; --set and flags change it."""
+    assignments: Annotated[
+        tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE", negative=())
+    ] = ()
+    """Sets a field by its path, such as optimizer.lr=3e-4; may be repeated."""
 
 
 def training_flags(kinds: Sequence[type[Task]]) -> list[Flag]:
@@ -77,16 +93,15 @@ def chosen_tasks(tokens: Sequence[str]) -> list[type[Task]]:
 def trainer_config(
     flags: Iterable[Flag],
     given: Mapping[str, Any],
+    start: StartFlags,
     *,
     task: str | None = None,
-    preset: str | None = None,
-    file: Path | None = None,
-    assignments: Sequence[str] = (),
 ) -> TrainerConfig:
     """The configuration that all of these come to. Raises ConfigError or UsageError."""
+    file = start.config
     values = _values_of_file(file)
-    assigned = merge({}, *assignments)
-    preset = preset or _taken_name(assigned, "model")
+    assigned = merge({}, *start.assignments)
+    preset = start.preset or _taken_name(assigned, "model")
     task = task or _taken_name(assigned, "task")
     changes = overlaid(assigned, given_values(flags, given))
     where = str(file) if file and not (changes or preset or task) else ""

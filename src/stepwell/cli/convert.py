@@ -9,7 +9,7 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 from rich.table import Table
 
-from stepwell.cli.console import OutputFlags
+from stepwell.cli.console import Output, OutputFlags
 from stepwell.cli.numbers import bytes_of, short
 from stepwell.config import write_atomically
 from stepwell.device import DTYPES
@@ -62,8 +62,6 @@ def convert(
     dtype
         Number format of the weights; as they are where it is not given.
     """
-    from stepwell.model.weights import load_model, locate, save_model
-
     if out.exists() and source.exists() and out.samefile(source):
         raise UsageError(f"{out} is the source.", fix="give another directory to write.")
     with output.open() as opened:
@@ -72,32 +70,52 @@ def convert(
                 raise UsageError(
                     "--adapter is for model directories.", fix=f"convert {source} first."
                 )
-            from stepwell.model.convert import convert_pt
-
-            convert_pt(source, config or source.parent, out)
-            if dtype is not None:
-                save_model(load_model(out, mmap=False), out, dtype=dtype)
+            from_state_dict(source, config or source.parent, out, dtype)
         else:
             if config is not None:
                 raise UsageError("--config is for .pt files.", fix="leave it out.")
-            directory = locate(source)
-            model = load_model(directory)
-            if adapter is not None:
-                from stepwell.model.adapter import merge_adapter
+            from_directory(source, adapter, out, dtype)
+        show_model(out, opened)
 
-                model = merge_adapter(model, adapter)
-            save_model(model, out, dtype=dtype)
-            copy_companions(directory, out)
-            if adapter is not None:  # its tokenizer may have more tokens
-                copy_companions(adapter, out)
-        model = load_model(out)
-        kept = str(model.dtype).removeprefix("torch.")
-        size = sum(path.stat().st_size for path in weight_files(out))
-        parameters = model.config.num_parameters
-        plain = {"out": str(out), "dtype": kept, "parameters": parameters, "bytes": size}
-        view = Table.grid(padding=(0, 2))
-        view.add_row(str(out), f"{short(parameters)} parameters", kept, bytes_of(size))
-        opened.result(plain, view)
+
+def from_state_dict(source: Path, config: Path, out: Path, dtype: str | None) -> None:
+    """Writes the model of a .pt file."""
+    from stepwell.model.convert import convert_pt
+    from stepwell.model.weights import load_model, save_model
+
+    convert_pt(source, config, out)
+    if dtype is not None:
+        save_model(load_model(out, mmap=False), out, dtype=dtype)
+
+
+def from_directory(source: Path, adapter: Path | None, out: Path, dtype: str | None) -> None:
+    """Writes the model of a directory, with an adapter merged into it where one is given."""
+    from stepwell.model.weights import load_model, locate, save_model
+
+    directory = locate(source)
+    model = load_model(directory)
+    if adapter is not None:
+        from stepwell.model.adapter import merge_adapter
+
+        model = merge_adapter(model, adapter)
+    save_model(model, out, dtype=dtype)
+    copy_companions(directory, out)
+    if adapter is not None:  # its tokenizer may have more tokens
+        copy_companions(adapter, out)
+
+
+def show_model(directory: Path, output: Output) -> None:
+    """Says what was written."""
+    from stepwell.model.weights import load_model
+
+    model = load_model(directory)
+    dtype = str(model.dtype).removeprefix("torch.")
+    size = sum(path.stat().st_size for path in weight_files(directory))
+    parameters = model.config.num_parameters
+    plain = {"out": str(directory), "dtype": dtype, "parameters": parameters, "bytes": size}
+    view = Table.grid(padding=(0, 2))
+    view.add_row(str(directory), f"{short(parameters)} parameters", dtype, bytes_of(size))
+    output.result(plain, view)
 
 
 def copy_companions(source: Path, out: Path) -> None:

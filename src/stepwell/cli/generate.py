@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from cyclopts import Group, Parameter
 from rich.text import Text
 
-from stepwell.cli.compute import COMPUTE_GROUP, ComputeFlags
+from stepwell.cli.compute import ComputeFlags
 from stepwell.cli.console import Output, OutputFlags, finite
 from stepwell.cli.flags import given_values, model_flags, with_flags
 from stepwell.errors import UsageError
@@ -26,7 +26,23 @@ if TYPE_CHECKING:
 SAMPLING: Final = Group(
     "Sampling", "What is not given is as the model's generation_config.json says.", sort_key=20
 )
+FILE_GROUP: Final = Group("Many prompts", sort_key=10)
 FLAGS: Final = model_flags(SamplingParams, SAMPLING, names={"n": ("-n", "--n")})
+
+
+@Parameter(name="*", group=FILE_GROUP)
+@dataclass(frozen=True)
+class FileFlags:
+    """Many prompts: where they are, where the answers go, and what answers them."""
+
+    source: Annotated[Path | None, Parameter(name="--input", metavar="FILE")] = None
+    """A file with a line {"prompt": "..."} for each prompt; an "id" is handed on."""
+    target: Annotated[Path | None, Parameter(name="--output", metavar="FILE")] = None
+    """Where the answers go, a line each, in the same order. The same command goes on."""
+    fresh: Annotated[bool, Parameter(negative=())] = False
+    """Remove the answers that are in --output, and begin anew."""
+    devices: str | None = None
+    """Devices that share the prompts, a process each: cuda:0,cuda:1 or cpu,cpu."""
 
 
 def _generate(
@@ -37,12 +53,9 @@ def _generate(
     preset: Annotated[str | None, Parameter(choices=tuple(SAMPLING_PRESETS))] = None,
     stream: Annotated[bool, Parameter(negative=())] = False,
     echo: Annotated[bool, Parameter(negative=())] = False,
-    input_file: Annotated[Path | None, Parameter(name="--input")] = None,
-    output_file: Annotated[Path | None, Parameter(name="--output")] = None,
-    fresh: Annotated[bool, Parameter(negative=())] = False,
-    devices: Annotated[str, Parameter(group=COMPUTE_GROUP)] = "",
     draft: str | None = None,
-    compute: ComputeFlags = ComputeFlags(),  # noqa: B008  # it is frozen
+    files: FileFlags = FileFlags(),  # it is frozen
+    compute: ComputeFlags = ComputeFlags(),  # noqa: B008
     output: OutputFlags = OutputFlags(),  # noqa: B008
     **given: Any,
 ) -> int:
@@ -66,33 +79,23 @@ def _generate(
         Print the answer as it comes.
     echo
         Print the prompt before the answer.
-    input_file
-        A file with a line {"prompt": "..."} for each prompt; an "id" is handed on.
-    output_file
-        Where the answers go, a line each, in the same order. The same command goes on where it
-        was stopped.
-    fresh
-        Remove the answers that are in --output, and begin anew.
-    devices
-        Devices that share the prompts of --input, a process each: cuda:0,cuda:1 or cpu,cpu.
     draft
         A smaller model with the same tokenizer, or the word lookup (the text so far): it proposes
         tokens that the model verifies, for the same answer in less time.
     """
     sampling = {**preset_values(preset), **given_values(FLAGS, given)}
-    files = input_file, output_file
-    _check_combination(prompt, files, stream=stream, echo=echo, fresh=fresh)
+    _check_combination(prompt, files, stream=stream, echo=echo)
     with output.open() as opened:
         if prompt is None:
             from stepwell.cli.answers import answer_prompts
 
-            names = _devices(devices, draft)
+            devices = _devices(files.devices, draft)
             source = _draft_source(draft, compute)
+            paths = files.source, files.target
             return answer_prompts(
-                model, files, sampling, compute, opened, fresh=fresh, draft=source, devices=names
-            )
-        if devices:
-            raise UsageError("--devices needs --input.", fix="--device takes one device.")
+                model, paths, sampling, compute, opened,
+                fresh=files.fresh, draft=source, devices=devices,
+            )  # fmt: skip
         generator = compute.load(model)
         params = generator.defaults.changed(**sampling)
         source = _draft_source(draft, compute)
@@ -176,9 +179,9 @@ def _draft_source(name: str | None, compute: ComputeFlags) -> DraftSource | None
     return load_model(name, device=compute.device, dtype=compute.dtype)
 
 
-def _devices(given: str, draft: str | None) -> list[str]:
+def _devices(given: str | None, draft: str | None) -> list[str]:
     """The devices that --devices names."""
-    names = [name.strip() for name in given.split(",") if name.strip()]
+    names = [name.strip() for name in (given or "").split(",") if name.strip()]
     if names and draft not in (None, "lookup"):
         raise UsageError(
             "--devices starts processes that cannot share a draft model.",
@@ -195,23 +198,23 @@ def preset_values(name: str | None) -> dict[str, Any]:
     return {field: getattr(preset, field) for field in preset.model_fields_set}
 
 
-def _check_combination(
-    prompt: str | None, files: tuple[Path | None, Path | None], **flags: bool
-) -> None:
+def _check_combination(prompt: str | None, files: FileFlags, **for_one: bool) -> None:
     """Nothing; raises UsageError for flags that do not belong together."""
-    source, target = files
-    if (prompt is None) == (source is None):
+    if (prompt is None) == (files.source is None):
         raise UsageError(
             "generate needs either a prompt or --input.",
             fix="quote the prompt; --input takes a file of them.",
         )
-    if (source is None) != (target is None):
+    if (files.source is None) != (files.target is None):
         raise UsageError("--input and --output belong together.", fix="give both or neither.")
-    misplaced = ("fresh",) if source is None else ("stream", "echo")
-    for name in misplaced:
-        if flags[name]:
-            other = "needs --input" if source is None else "is for one prompt, not for --input"
-            raise UsageError(f"--{name} {other}.", fix=f"leave out --{name}.")
+    if files.source is None:
+        given = {"fresh": files.fresh, "devices": files.devices is not None}
+        problem = "needs --input"
+    else:
+        given, problem = for_one, "is for one prompt, not for --input"
+    for name, is_given in given.items():
+        if is_given:
+            raise UsageError(f"--{name} {problem}.", fix=f"leave out --{name}.")
 
 
 def _view(answers: Sequence[Completion]) -> str | Text:

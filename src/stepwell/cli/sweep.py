@@ -6,21 +6,21 @@ Owns what is asked, said and shown. What a sweep does is in `stepwell.train.swee
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Group, Parameter
 from rich.text import Text
 
-from stepwell.cli.configured import chosen_tasks, trainer_config, training_flags
+from stepwell.cli.configured import StartFlags, chosen_tasks, trainer_config, training_flags
 from stepwell.cli.console import Output, OutputFlags
 from stepwell.cli.faults import INTERRUPTED
 from stepwell.cli.flags import with_flags
 from stepwell.cli.interrupt import stop_on_interrupt
 from stepwell.cli.report_table import terminal_table
 from stepwell.errors import UsageError
-from stepwell.model.presets import presets
 from stepwell.tasks import TASKS
 from stepwell.train.config import TrainerConfig
 from stepwell.train.sweep.axes import parse_axes
@@ -31,8 +31,35 @@ if TYPE_CHECKING:
 VARIED: Final = Group("What is varied", sort_key=5)
 Axes = Annotated[
     tuple[str, ...],
-    Parameter(group=VARIED, metavar="FIELD=VALUES", negative=(), consume_multiple=True),
+    Parameter(metavar="FIELD=VALUES", negative=(), consume_multiple=True),
 ]
+
+
+@Parameter(name="*", group=VARIED)
+@dataclass(frozen=True)
+class VariedFlags:
+    """What is varied, and by what runs are compared."""
+
+    grid: Axes = ()
+    """Fields with the values to try in all combinations: num_layers=2,3,4 lr=1e-3,3e-3."""
+    search: Axes = ()
+    """Fields with values or ranges to search in: lr=log:1e-4..1e-2 num_layers=1..4."""
+    trials: Annotated[int, Parameter(metavar="N")] = 20
+    """How many runs a search takes."""
+    metric: Annotated[str | None, Parameter(metavar="NAME")] = None
+    """By which runs are compared, of their best weights; loss where nothing is given."""
+    goal: Literal["min", "max"] | None = None
+    """Whether the metric should be small or large; large for accuracies."""
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `stepwell.sweep`. Raises UsageError."""
+        return {
+            "grid": parse_axes(self.grid),
+            "search": parse_axes(self.search),
+            "trials": self.trials,
+            "metric": self.metric or "loss",
+            "goal": self.goal,
+        }
 
 
 def sweep_command(tokens: Sequence[str] | None) -> Callable[..., int]:
@@ -45,22 +72,14 @@ def sweep_command(tokens: Sequence[str] | None) -> Callable[..., int]:
 
     def sweep(
         *,
-        grid: Axes = (),
-        search: Axes = (),
-        trials: Annotated[int, Parameter(group=VARIED, metavar="N")] = 20,
-        metric: Annotated[str | None, Parameter(group=VARIED, metavar="NAME")] = None,
-        goal: Annotated[Literal["min", "max"] | None, Parameter(group=VARIED)] = None,
+        varied: VariedFlags = VariedFlags(),  # it is frozen
         workers: Annotated[int | None, Parameter(metavar="N")] = None,
         name: Annotated[str | None, Parameter(metavar="NAME")] = None,
         task: Annotated[str | None, Parameter(choices=tuple(TASKS))] = None,
-        preset: Annotated[str | None, Parameter(choices=tuple(presets))] = None,
-        config: Annotated[Path | None, Parameter(metavar="PATH")] = None,
-        assignments: Annotated[
-            tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE", negative=())
-        ] = (),
+        start: StartFlags = StartFlags(),  # noqa: B008
         fresh: Annotated[bool, Parameter(negative=())] = False,
         show: Annotated[Path | None, Parameter(metavar="DIR")] = None,
-        output: OutputFlags = OutputFlags(),  # noqa: B008  # it is frozen
+        output: OutputFlags = OutputFlags(),  # noqa: B008
         **given: Any,
     ) -> int:
         """Train a model many times with some fields varied. The same command goes on.
@@ -73,28 +92,12 @@ def sweep_command(tokens: Sequence[str] | None) -> Callable[..., int]:
 
         Parameters
         ----------
-        grid
-            Fields with the values to try in all combinations: num_layers=2,3,4 lr=1e-3,3e-3.
-        search
-            Fields with values or ranges to search in: lr=log:1e-4..1e-2 num_layers=1..4.
-        trials
-            How many runs a search takes.
-        metric
-            By which runs are compared, of their best weights; loss where nothing is given.
-        goal
-            Whether the metric should be small or large; large for accuracies.
         workers
             Processes, each on its own cores or device; by default one, or one for each GPU.
         name
             Folder of the sweep under --runs; by default the task and a hash of what is varied.
         task
             What is learnt.
-        preset
-            Shape of the model to begin with; tiny where nothing is given.
-        config
-            A run.yaml; --set and flags change it.
-        assignments
-            Sets a field by its path, such as optimizer.lr=3e-4; may be repeated.
         fresh
             Remove what the sweep's folder holds, its runs too, and begin anew.
         show
@@ -102,20 +105,9 @@ def sweep_command(tokens: Sequence[str] | None) -> Callable[..., int]:
         """
         with output.open() as opened:
             if show is not None:
-                return show_sweep(show, metric, opened)
-            base = trainer_config(
-                flags, given, task=task, preset=preset, file=config, assignments=assignments
-            )
-            options = {
-                "grid": parse_axes(grid),
-                "search": parse_axes(search),
-                "trials": trials,
-                "workers": workers,
-                "metric": metric or "loss",
-                "goal": goal,
-                "fresh": fresh,
-            }
-            return run_sweep(base.changed(run_name=name or ""), options, opened)
+                return show_sweep(show, varied.metric, opened)
+            base = trainer_config(flags, given, start, task=task).changed(run_name=name or "")
+            return run_sweep(base, varied.options(), opened, workers=workers, fresh=fresh)
 
     return with_flags(sweep, flags)
 
@@ -131,12 +123,12 @@ def show_sweep(directory: Path, metric: str | None, output: Output) -> int:
     return 0
 
 
-def run_sweep(config: TrainerConfig, options: dict[str, Any], output: Output) -> int:
+def run_sweep(config: TrainerConfig, varied: Mapping[str, Any], output: Output, **how: Any) -> int:
     """Sweeps to the end, or until Ctrl-C; the exit code."""
     from stepwell.cli.sweep_progress import SweepDisplay
     from stepwell.train.sweep.run import sweep
 
-    if not options["grid"] and not options["search"]:
+    if not varied["grid"] and not varied["search"]:
         raise UsageError(
             "What shall be varied?",
             fix="give --grid num_layers=1,2, or --search lr=log:1e-4..1e-2.",
@@ -144,9 +136,8 @@ def run_sweep(config: TrainerConfig, options: dict[str, Any], output: Output) ->
     stopping = "Stopping after this step; Ctrl-C again stops at once."
     try:
         with stop_on_interrupt(lambda: output.note(stopping)) as stop_requested:
-            result = sweep(
-                config, **options, progress=SweepDisplay(output), stop_requested=stop_requested
-            )
+            shown = SweepDisplay(output)
+            result = sweep(config, **varied, **how, progress=shown, stop_requested=stop_requested)
     except KeyboardInterrupt:
         output.warn("interrupted. Every run is saved; the same command goes on from there.")
         return INTERRUPTED

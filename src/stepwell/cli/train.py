@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from rich.text import Text
 
 from stepwell.cli.app import bare_app, execute, guarded, imported
-from stepwell.cli.configured import chosen_tasks, trainer_config, training_flags
+from stepwell.cli.configured import StartFlags, chosen_tasks, trainer_config, training_flags
 from stepwell.cli.console import Output, OutputFlags
 from stepwell.cli.faults import INTERRUPTED
 from stepwell.cli.flags import with_flags
@@ -27,7 +27,6 @@ from stepwell.cli.progress import TrainingProgress
 from stepwell.cli.words import dashed
 from stepwell.config import read_yaml
 from stepwell.errors import CheckpointError
-from stepwell.model.presets import presets
 from stepwell.tasks import TASKS, Task
 from stepwell.train.config import TrainerConfig, arithmetic_of, differences
 
@@ -71,14 +70,10 @@ def _command(
     def train(
         *,
         task: Annotated[str | None, Parameter(choices=tuple(TASKS))] = None,
-        preset: Annotated[str | None, Parameter(choices=tuple(presets))] = None,
-        config: Annotated[Path | None, Parameter(metavar="PATH")] = None,
-        assignments: Annotated[
-            tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE", negative=())
-        ] = (),
+        start: StartFlags = StartFlags(),  # noqa: B008  # it is frozen
         dry_run: Annotated[bool, Parameter(negative=())] = False,
         fresh: Annotated[bool, Parameter(negative=())] = False,
-        output: OutputFlags = OutputFlags(),  # noqa: B008  # it is frozen
+        output: OutputFlags = OutputFlags(),  # noqa: B008
         **given: Any,
     ) -> int:
         """Train a model on a task. The same command goes on where it stopped.
@@ -93,26 +88,13 @@ def _command(
         ----------
         task
             What is learnt.
-        preset
-            Shape of the model to begin with; tiny where nothing is given.
-        config
-            A run.yaml; --set and flags change it.
-        assignments
-            Sets a field by its path, such as optimizer.lr=3e-4; may be repeated.
         dry_run
             Show the plan and stop.
         fresh
             Remove what the run's folder holds, and train anew.
         """
         with output.open() as opened:
-            configuration = trainer_config(
-                flags,
-                given,
-                task=own.name if own else task,
-                preset=preset,
-                file=config,
-                assignments=assignments,
-            )
+            configuration = trainer_config(flags, given, start, task=own.name if own else task)
             make = trainer or imported("stepwell.train.trainer:Trainer")
             session = Session(make(configuration), opened)
             return session.show_plan() if dry_run else session.train(fresh=fresh)

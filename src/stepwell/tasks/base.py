@@ -106,6 +106,10 @@ class Task(Config):
             fix="make the task harder, so that there are more different examples.",
         )
 
+    def by_part(self, split: str, indices: Sequence[int]) -> dict[str, list[int]]:  # noqa: ARG002
+        """The indices by the name of the part that is evaluated apart; none where all are one."""
+        return {}
+
     def epochs(self, count: int) -> dict[str, float]:  # noqa: ARG002
         """How often the first `count` examples of the train split go through it.
 
@@ -121,6 +125,12 @@ class Task(Config):
     def grade(self, example: Example, answer_text: str) -> bool:
         """Whether an answer is right: by default, the expected one, white space around it aside."""
         return answer_text.strip() == example.answer.strip()
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end what is said."""
+        eos = self.tokenizer.eos_id
+        return frozenset() if eos is None else frozenset({eos})
 
     @property
     def is_text(self) -> bool:

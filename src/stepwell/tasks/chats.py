@@ -63,6 +63,11 @@ class Chats(LinesTask):
         return [self.conversation(row) for row in self.rows]
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """Those of the chat format too."""
+        return super().end_ids | self.chat.end_ids
+
+    @property
     def examples(self) -> list[Example]:
         """What is learnt, conversation by conversation."""
         return self._learnt.examples

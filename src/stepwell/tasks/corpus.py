@@ -20,6 +20,7 @@ from stepwell.errors import DataError
 from stepwell.tasks.base import Task
 from stepwell.tasks.example import Batch, Encoded, Example, Target
 from stepwell.tasks.rows import read_text
+from stepwell.tasks.windows import WindowTask
 from stepwell.text.tokenizer import Tokenizer
 
 
@@ -66,7 +67,7 @@ class FileTask(Task):
         return {**super().identity(), "path": hashlib.sha256(self.text.encode()).hexdigest()}
 
 
-class Corpus(FileTask):
+class Corpus(WindowTask, FileTask):
     """Windows drawn evenly from a text; all their next tokens are trained.
 
     The splits are parts of the file: the first 90% of its tokens are the train split, the next 5%
@@ -74,23 +75,6 @@ class Corpus(FileTask):
     """
 
     ends: ClassVar[bool] = False
-
-    window: int = pydantic.Field(default=256, ge=1, le=2**20, description="tokens in a row")
-
-    @property
-    def context_length(self) -> int:
-        """As many as `window`."""
-        return self.window
-
-    @property
-    def is_text(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def max_answer_tokens(self) -> int:
-        """As many as `window`: there is no answer that ends."""
-        return self.window
 
     def texts(self) -> Sequence[str]:
         """The file as one text."""

@@ -5,8 +5,6 @@ Owns which files a path stands for and what a document is. Knows no tokens and n
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,10 +15,10 @@ from stepwell.errors import DataError
 from stepwell.storage.sealed import sha256
 from stepwell.storage.user_cache import cache_folder
 from stepwell.storage.verified import LARGE
+from stepwell.tasks.rows import SURROGATE, json_lines
 
 ROWS: Final = ".jsonl"
 TEXTS: Final = (".txt", ".md")
-SURROGATE: Final = re.compile("[\ud800-\udfff]")  # half a character, which only JSON can spell
 
 
 def document_files(path: Path) -> list[Path]:
@@ -98,18 +96,11 @@ def _separated(file: Path, separator: str) -> Iterator[tuple[str, str]]:
 
 
 def _rows(file: Path) -> Iterator[tuple[str, str]]:
-    for number, line in _lines(file):
-        if line.strip():
-            where = f"{file}, line {number}"
-            yield where, _text(line, where)
+    return ((where, _text(row, where)) for where, row in json_lines(_lines(file), file))
 
 
-def _text(line: str, where: str) -> str:
+def _text(row: Any, where: str) -> str:
     """The text of a row. Raises DataError."""
-    try:
-        row: Any = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
-        raise DataError(f"{where}: not valid JSON.", fix="correct the line.") from None
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
         found = sorted(row) if isinstance(row, dict) else type(row).__name__

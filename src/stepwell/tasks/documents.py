@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from stepwell.config import fingerprint
 from stepwell.errors import DataError, PromptError, TokenizerError
 from stepwell.storage.user_cache import cache_folder
-from stepwell.tasks.base import Task
 from stepwell.tasks.document_files import content_of, document_files, documents
 from stepwell.tasks.example import IGNORE, SPLITS, Batch, Encoded, Example, Target, split_of
 from stepwell.tasks.order import shuffled
 from stepwell.tasks.shards import Shards, ShardWriter, kept_shards
+from stepwell.tasks.windows import WindowTask
 from stepwell.text.tokenizer import Tokenizer
 
 CHUNK: Final = 2**22  # characters that are tokenised at once, on all cores
@@ -30,7 +30,7 @@ SHARDS_VERSION: Final = 1  # to be raised when the same documents would become o
 logger = logging.getLogger(__name__)
 
 
-class Documents(Task):
+class Documents(WindowTask):
     """Windows of the documents in a file or directory; every next token is trained.
 
     Each document is in the split of its content, and ends with the end-of-sequence token. Those of
@@ -51,25 +51,9 @@ class Documents(Task):
     separator: str = pydantic.Field(
         default="", description="the line between documents of a text file; else it is one"
     )
-    window: int = pydantic.Field(default=256, ge=1, le=2**20, description="tokens in a row")
     across: bool = pydantic.Field(
         default=False, description="let attention go from a document to those before it"
     )
-
-    @property
-    def context_length(self) -> int:
-        """As many as `window`."""
-        return self.window
-
-    @property
-    def is_text(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def max_answer_tokens(self) -> int:
-        """As many as `window`."""
-        return self.window
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

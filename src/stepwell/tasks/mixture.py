@@ -88,6 +88,11 @@ class Mixture(Task):
         return max(task.context_length for task in self.tasks)
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """Those of all parts."""
+        return frozenset().union(*(task.end_ids for task in self.tasks))
+
+    @property
     def is_text(self) -> bool:
         """Where all parts are."""
         return all(task.is_text for task in self.tasks)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 
 from stepwell.errors import DataError
 from stepwell.tasks.example import Example
 from stepwell.tasks.lines import LinesTask
-from stepwell.tasks.rows import Row
-
-SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can spell and UTF-8 cannot
+from stepwell.tasks.rows import SURROGATE, Row
 
 
 class Pairs(LinesTask):

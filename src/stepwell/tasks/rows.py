@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +25,9 @@ NAMES: Final = {
     "test": "test",
 }
 """Splits by the words that stand for them in names of files, as `datasets` knows them."""
+
+SURROGATE: Final = re.compile("[\ud800-\udfff]")
+"""Half a character, which JSON can spell and UTF-8 cannot."""
 
 KINDS: Final = (".jsonl", ".parquet")
 SAVED: Final = ("dataset_dict.json", "state.json")  # what `datasets` writes with save_to_disk
@@ -89,13 +92,16 @@ def _files(directory: Path) -> list[tuple[Path, str]]:
 
 
 def _rows(file: Path, split: str) -> Iterator[Row]:
-    values = _parquet(file) if file.suffix == ".parquet" else json_lines(read_text(file), file)
+    if file.suffix == ".parquet":
+        values = _parquet(file)
+    else:
+        values = json_lines(enumerate(read_text(file).split("\n"), start=1), file)
     return (Row(value, where, split) for where, value in values)
 
 
-def json_lines(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """(file and line, value) of each line of JSONL that is not blank. Raises DataError."""
-    for number, line in enumerate(text.split("\n"), start=1):
+def json_lines(lines: Iterable[tuple[int, str]], path: Path) -> Iterator[tuple[str, Any]]:
+    """(file and line, value) of each numbered line that is not blank. Raises DataError."""
+    for number, line in lines:
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -172,9 +172,6 @@ def check_lengths(task: Task, context_length: int) -> None:
 
 
 def _ends(task: Task, more: tuple[int, ...]) -> int | tuple[int, ...] | None:
-    """All tokens that end what is said: the tokenizer's, a chat's, and `more`."""
-    own = task.tokenizer.eos_id
-    ids = {*more, *(task.chat.end_ids if isinstance(task, Chats) else ())}
-    if own is not None:
-        ids.add(own)
+    """All tokens that end what is said: the task's, and `more`."""
+    ids = task.end_ids.union(more)
     return min(ids, default=None) if len(ids) < 2 else tuple(sorted(ids))

@@ -23,7 +23,6 @@ from stepwell.device import pick_device, set_threads
 from stepwell.errors import TrainingError
 from stepwell.model.transformer import Transformer
 from stepwell.tasks.base import IGNORE, Batch
-from stepwell.tasks.mixture import Mixture
 from stepwell.train import optim
 from stepwell.train.base import Base, fitted
 from stepwell.train.config import TrainerConfig
@@ -207,10 +206,10 @@ class Trainer:
         self, split: str, indices: Sequence[int]
     ) -> Iterator[dict[str, tuple[float, float]]]:
         """The metrics of a batch; of a mixture part by part, beside each part's own loss."""
-        if not isinstance(self.task, Mixture):
+        parts = self.task.by_part(split, indices)
+        if not parts:
             yield self.metrics(self._examples(split, indices).to(self.device))
-            return
-        for name, own in self.task.by_part(split, indices).items():
+        for name, own in parts.items():
             found = self.metrics(self._examples(split, own).to(self.device))
             yield found
             yield {f"loss/{name}": value for key, value in found.items() if key == "loss"}
