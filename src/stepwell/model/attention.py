@@ -15,6 +15,10 @@ from stepwell.model.forward import ForwardPass
 from stepwell.model.norm import make_norm
 from stepwell.model.rope import rotate
 
+SHORT = 384
+"""Up to so many keys compiled code on a CPU computes the pattern in less time than the kernel of
+scaled_dot_product_attention takes (see docs/log.md)."""
+
 
 class Attention(nn.Module):
     """Scaled dot-product attention of one layer, with its projections."""
@@ -55,7 +59,7 @@ class Attention(nn.Module):
 
     def _attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, step: ForwardPass) -> Tensor:
         """Each head's mixture of values, [B, H, T, D]."""
-        if step.attention == "eager" or step.wants("attention.pattern", self.layer):
+        if self._is_explicit(q_BHTD, step):
             seen, repeats = step.seen(self.window), self.num_heads // self.num_kv_heads
             pattern = self._pattern(q_BHTD, _repeated(k_BGSD, repeats), seen)
             pattern = step.at("attention.pattern", self.layer, pattern, allowed=seen)
@@ -63,6 +67,13 @@ class Attention(nn.Module):
         mask = step.mask(self.window)
         attend = _flash_attention if step.attention == "flash" else _attention
         return attend(q_BHTD, k_BGSD, v_BGSD, mask, self.scale)
+
+    def _is_explicit(self, q_BHTD: Tensor, step: ForwardPass) -> bool:
+        """Whether the pattern is computed as such: somebody wants it, or it is faster."""
+        if step.attention == "eager" or step.wants("attention.pattern", self.layer):
+            return True
+        compiled = torch.compiler.is_compiling() and step.attention == "auto" and q_BHTD.is_cpu
+        return compiled and step.view is None and step.length <= SHORT
 
     def _pattern(self, q_BHTD: Tensor, k_BHSD: Tensor, seen: Tensor) -> Tensor:
         """Attention probabilities, [B, H, T, S], softmax in float32."""

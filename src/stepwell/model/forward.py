@@ -20,7 +20,7 @@ AttentionImplementation = Literal["auto", "eager", "sdpa", "flash"]
     eager   the whole pattern by an explicit softmax, then its product with the values
     sdpa    torch's scaled_dot_product_attention, with the kernel that it picks
     flash   the same with its flash kernel, and an error where that cannot run
-    auto    the best there is: sdpa
+    auto    the best there is: sdpa; in compiled code on a CPU, eager for short texts
 """
 
 
@@ -82,17 +82,23 @@ class ForwardPass:
 
     def seen(self, window: int | None) -> Tensor:
         """True where a query may see a key, bool [B or 1, 1, T, S]; made once for all layers."""
+        if torch.compiler.is_compiling():
+            return self._compared(window)  # which costs nothing there, and writes nothing down
         if window not in self._seen:
-            alike = self.view is None or self.view.uniform
-            queries_BT1 = (self._places_BT[:1] if alike else self._places_BT)[..., None]
-            keys_S = torch.arange(self.length, device=self.positions_BT.device)
-            seen = keys_S <= queries_BT1
-            if window is not None:
-                seen &= keys_S > queries_BT1 - window
-            if self._starts_BT is not None:
-                seen = seen & (keys_S >= self._starts_BT[..., None])
-            self._seen[window] = seen[:, None]
+            self._seen[window] = self._compared(window)
         return self._seen[window]
+
+    def _compared(self, window: int | None) -> Tensor:
+        """`seen` from the places of queries and keys."""
+        alike = self.view is None or self.view.uniform
+        queries_BT1 = (self._places_BT[:1] if alike else self._places_BT)[..., None]
+        keys_S = torch.arange(self.length, device=self.positions_BT.device)
+        seen = keys_S <= queries_BT1
+        if window is not None:
+            seen &= keys_S > queries_BT1 - window
+        if self._starts_BT is not None:
+            seen = seen & (keys_S >= self._starts_BT[..., None])
+        return seen[:, None]
 
     def _is_plain(self, window: int | None) -> bool:
         if self._starts_BT is not None or (window is not None and window < self.length):

@@ -154,6 +154,22 @@ class Transformer(nn.Module):
             raise ShapeError(f"{states} hidden states have {positions} positions.")
         return hooks.at("logits", LOGITS_LAYER, logits_BTV, positions_BT)
 
+    def cross_entropy(self, hidden_NC: Tensor, labels_N: Tensor) -> Tensor:
+        """Mean cross entropy in nats of the head at N positions, in float32 at least; a scalar."""
+        logits_NV = self.logits(hidden_NC)
+        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        return F.cross_entropy(logits_NV, labels_N)
+
+    def compile_parts(self) -> None:
+        """Compiles each block, and the head with its loss, for all lengths (torch.compile).
+
+        Blocks one by one and not the whole: it is as fast, and compiled once for all layers.
+        """
+        for block in self.blocks:
+            block.compile(dynamic=True)
+        compiled = torch.compile(self.cross_entropy, dynamic=True)
+        setattr(self, "cross_entropy", compiled)  # noqa: B010  # mypy: a method is not assigned to
+
     def rope_table(self, length: int) -> tuple[Tensor, Tensor]:
         """(cos, sin) at positions 0..length-1, [length, D] each, as every layer uses them."""
         assert self._rope is not None, "learned positions are not rotated"

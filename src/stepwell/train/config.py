@@ -122,7 +122,7 @@ class TrainerConfig(Config):
     gradient_checkpointing: bool = False
     """Compute each layer again in the backward pass instead of keeping what it computed."""
     compile: bool = False
-    """Compile each layer (torch.compile): a slow start, then faster steps."""
+    """Compile layers and loss (torch.compile): a slow start, then faster steps."""
     evaluate_every: CountOrNone = 200
     """Steps between evaluations on the validation split; 0 evaluates at the end only."""
     patience: CountOrNone = 0

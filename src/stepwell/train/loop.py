@@ -110,6 +110,7 @@ class Loop:
         self.progress.start(self.config.steps, self.folder.directory.name)
         try:
             self.folder.begin_session(environment(trainer.device, self.step), sources)
+            trainer.compile()
             while self.step < self.config.steps and not self._out_of_patience:
                 if stop_requested():
                     raise KeyboardInterrupt

@@ -38,16 +38,16 @@ class Labelled:
 
 def labelled(model: Transformer, batch: Batch) -> Labelled:
     """The model's logits where the batch has labels: labels[t] belongs to logits[t] as it is."""
-    rows_N, columns_N = (batch.labels != IGNORE).nonzero(as_tuple=True)
-    hidden_NC = model.hidden(batch.ids, segments=batch.segments)[rows_N, columns_N]
-    logits_NV = model.logits(hidden_NC)
+    places_N = _places(batch)
+    logits_NV = model.logits(_hidden(model, batch, places_N))
+    rows_N = places_N // batch.ids.shape[1]
     answers_N = rows_N
     if batch.segments is not None:
-        answers_N = rows_N * batch.ids.shape[1] + batch.segments[rows_N, columns_N]
+        answers_N = rows_N * batch.ids.shape[1] + batch.segments.flatten()[places_N]
     return Labelled(
         logits=logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)),
-        labels=batch.labels[rows_N, columns_N],
-        depths=batch.depths[rows_N, columns_N],
+        labels=batch.labels.flatten()[places_N],
+        depths=batch.depths.flatten()[places_N],
         rows=rows_N,
         answers=answers_N,
     )
@@ -55,8 +55,20 @@ def labelled(model: Transformer, batch: Batch) -> Labelled:
 
 def label_loss(model: Transformer, batch: Batch) -> Tensor:
     """Mean cross entropy of the labelled positions, in nats; a scalar."""
-    seen = labelled(model, batch)
-    return F.cross_entropy(seen.logits, seen.labels)
+    places_N = _places(batch)
+    hidden_NC = _hidden(model, batch, places_N)
+    return model.cross_entropy(hidden_NC, batch.labels.flatten()[places_N])
+
+
+def _places(batch: Batch) -> Tensor:
+    """Where labels are, among all positions row by row, [N] int64."""
+    return (batch.labels.flatten() != IGNORE).nonzero().squeeze(1)
+
+
+def _hidden(model: Transformer, batch: Batch, places_N: Tensor) -> Tensor:
+    """What the head reads at these places, [N, C]. Nothing is copied where they are all places."""
+    hidden_MC = model.hidden(batch.ids, segments=batch.segments).flatten(0, 1)
+    return hidden_MC if len(places_N) == len(hidden_MC) else hidden_MC[places_N]
 
 
 def label_metrics(model: Transformer, batch: Batch) -> dict[str, tuple[float, float]]:

@@ -124,8 +124,7 @@ class Trainer:
             model.initialize(self.config.seed)
         model.gradient_checkpointing = self.config.gradient_checkpointing
         if self.config.compile:
-            for block in model.blocks:
-                block.compile()
+            model.compile_parts()
         return model.to(self.device)
 
     @property
@@ -157,6 +156,17 @@ class Trainer:
                 fix="look at the examples with `stepwell preview`.",
             )
         return batch
+
+    def compile(self) -> None:
+        """Lets the compiler see step 0, where the configuration asks for one; moves nothing.
+
+        What it compiles depends on what it sees first. A run that is resumed shows it the same, and
+        goes on to the bit.
+        """
+        if self.config.compile:
+            devices = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices):
+                self.gradients(self.batch(0))
 
     def gradients(self, batch: Batch) -> Tensor:
         """The loss of a batch, without a graph; leaves its gradients in the parameters."""
