@@ -2,7 +2,7 @@
 
 Trains networks of 1, 2 and 3 layers with 1 head and with 2 (width 64) on variable renaming with
 three seeds each, and prints accuracy by layers, heads and chain depth: `python -m
-benchmarks.renaming_depth`. Guessing is right a quarter of the time. Takes some forty minutes on two
+benchmarks.renaming_depth`. Guessing is right a quarter of the time. Takes about an hour on two
 cores; finished runs are reused.
 """
 

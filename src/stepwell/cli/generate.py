@@ -214,7 +214,8 @@ def _check_combination(prompt: str | None, files: FileFlags, **for_one: bool) ->
         given, problem = for_one, "is for one prompt, not for --input"
     for name, is_given in given.items():
         if is_given:
-            raise UsageError(f"--{name} {problem}.", fix=f"leave out --{name}.")
+            instead = "--device takes one device" if name == "devices" else f"leave out --{name}"
+            raise UsageError(f"--{name} {problem}.", fix=f"{instead}.")
 
 
 def _view(answers: Sequence[Completion]) -> str | Text:

@@ -29,6 +29,7 @@ from stepwell.report.sheet import LINE, MARGIN, Sheet, caption_height, text_widt
 WIDTH = 520.0
 HEIGHT = 210.0
 SWATCH = 16.0
+GAP = 8.0  # between the names of neighbours
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Plan:
         labels = self.axes[0].labels
         if not self.chart.categories:
             return list(labels)
-        place = self.width / len(labels)
+        place = self.width / len(labels) - GAP
         return ["\n".join(wrapped(label, place)) for label in labels]
 
     @property

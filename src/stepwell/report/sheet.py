@@ -116,8 +116,8 @@ def note_lines(note: str, width: float) -> list[str]:
 
 def wrapped(text: str, width: float) -> list[str]:
     """`text` in lines about as wide as `width` points."""
-    letter = text_width("an average line of letters") / 26
-    return textwrap.wrap(text, max(6, int(width / letter)))
+    letters = text_width(text) / max(1, len(text))
+    return textwrap.wrap(text, max(6, int(width / max(1, letters))))
 
 
 @cache
