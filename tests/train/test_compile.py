@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stepwell.model import attention
 from stepwell.model.forward import ForwardPass
-from stepwell.train.config import TrainerConfig
+from stepwell.train.config import LoraConfig, TrainerConfig
 from stepwell.train.trainer import Trainer
 from tests.support.lengths import FAMILIES, Sums
 
@@ -38,7 +38,8 @@ def computed(config: TrainerConfig) -> dict[str, Tensor]:
     for number, batch in enumerate(batches):
         found[f"{number} loss"] = trainer.gradients(batch)
         for name, parameter in trainer.model.named_parameters():
-            found[f"{number} {name}"] = parameter.grad.clone()
+            if parameter.grad is not None:
+                found[f"{number} {name}"] = parameter.grad.clone()
     return found
 
 
@@ -57,13 +58,27 @@ def cases():
         yield pytest.param(*case, marks=() if case == ("rotary", False, 1000) else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("family", "pack", "short"), cases())
+@pytest.mark.parametrize(("family", "pack", "short"), list(cases()))
 def test_compiled_losses_and_gradients_are_those_of_plain_steps(
     config: TrainerConfig, family: str, pack: bool, short: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "SHORT", short)
     config = config.changed(model=FAMILIES[family], pack=pack)
     assert distance(computed(config.changed(compile=True)), computed(config)) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["gradient_checkpointing", "gradient_accumulation", "lora"])
+def test_what_else_a_step_does_goes_with_compiling(config: TrainerConfig, way: str) -> None:
+    if way == "lora":
+        base = Trainer(config.changed(run_name="base")).train()
+        changed = TrainerConfig(
+            task=config.task, init_from=base.directory, lora=LoraConfig(rank=2),
+            batch_size=config.batch_size, runs=config.runs, device="cpu", threads=1,
+        )  # fmt: skip
+    else:
+        changed = config.changed(**{way: 3 if way == "gradient_accumulation" else True})
+    assert distance(computed(changed.changed(compile=True)), computed(changed)) < TOLERANCE
 
 
 def test_a_compiled_pattern_that_sees_what_comes_is_seen(
