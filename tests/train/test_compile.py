@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from stepwell.errors import TrainingError
 from stepwell.model import attention
 from stepwell.model.forward import ForwardPass
 from stepwell.train.config import LoraConfig, TrainerConfig
@@ -16,7 +19,10 @@ from tests.support.lengths import FAMILIES, Sums
 
 TOLERANCE = 1e-5
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # torch's compiler warns of itself
+    pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -133,3 +139,15 @@ def test_the_compiler_sees_step_0_first_in_a_run_that_is_resumed(
     assert torch.equal(seen[0], trainer.batch(0).ids)
     assert all(torch.equal(weights(trainer)[name], value) for name, value in before.items())
     assert torch.equal(torch.random.get_rng_state(), drawn)
+
+
+def test_without_a_compiler_the_error_says_what_to_install(
+    config: TrainerConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch._inductor import config as inductor
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(inductor.cpp, "cxx", ("there-is-none",))
+    with pytest.raises(TrainingError, match=r"No working C.. compiler") as caught:
+        Trainer(config.changed(compile=True)).train()
+    assert "g++" in str(caught.value.fix)

@@ -35,6 +35,7 @@ def expected_seconds(trainer: Trainer, plan: Plan, steps: int) -> float | None:
     """
     if trainer.device.type == "cpu" and plan.flops / plan.steps > MEASURABLE_FLOPS:
         return None
+    trainer.compile()
     batch = trainer.batch(0)
     _, *times = [_seconds(lambda: float(trainer.gradients(batch))) for _ in range(1 + TIMINGS)]
     step = min(times)

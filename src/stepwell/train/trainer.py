@@ -161,12 +161,21 @@ class Trainer:
         """Lets the compiler see step 0, where the configuration asks for one; moves nothing.
 
         What it compiles depends on what it sees first. A run that is resumed shows it the same, and
-        goes on to the bit.
+        goes on to the bit. Raises TrainingError where it cannot compile.
         """
-        if self.config.compile:
-            devices = [self.device] if self.device.type == "cuda" else []
+        if not self.config.compile:
+            return
+        from torch._dynamo.exc import BackendCompilerFailed
+
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
             with torch.random.fork_rng(devices=devices):
                 self.gradients(self.batch(0))
+        except BackendCompilerFailed as error:
+            raise TrainingError(
+                f"torch.compile failed: {str(error).splitlines()[0]}.",
+                fix="install a C++ compiler (g++), or train without compile.",
+            ) from error
 
     def gradients(self, batch: Batch) -> Tensor:
         """The loss of a batch, without a graph; leaves its gradients in the parameters."""
