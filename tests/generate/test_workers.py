@@ -91,6 +91,7 @@ def test_where_all_die_with_work_left_it_says_who(directory, small_chunks):
             pool.generate_batch(PROMPTS)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_one_generator(directory, tmp_path):
     with WorkerPool(directory, ["cpu"], threads=1) as pool:
         with pytest.raises(PromptError, match="context"):

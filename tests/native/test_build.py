@@ -35,6 +35,7 @@ def scripted(path: Path, script: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_the_kernels_of_this_package_compile_without_a_warning(
     compiler: Compiler, tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def test_what_else_a_step_does_goes_with_compiling(config: TrainerConfig, way: s
     assert distance(computed(changed.changed(compile=True)), computed(changed)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_a_compiled_pattern_that_sees_what_comes_is_seen(
     config: TrainerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -370,6 +370,7 @@ if __name__ == "__main__":
 '''
 
 
+@pytest.mark.slow
 def test_workers_know_a_task_and_trainer_of_ones_own(tmp_path):
     script = tmp_path / "own.py"
     script.write_text(OWN)

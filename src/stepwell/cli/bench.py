@@ -78,6 +78,8 @@ def _bench(
     threads
         Threads of every contestant; 0 is torch's number.
     """
+    from stepwell.evals.bench.contest import Bench
+    from stepwell.evals.bench.peer import VARIABLE, known_peers
     from stepwell.evals.bench.sizes import subject
     from stepwell.storage.user_cache import cache_folder
 
@@ -89,28 +91,14 @@ def _bench(
         plan = BenchPlan(**given_values(FLAGS, given), text=text, draft=drafter)
         if threads:
             set_threads(threads)
-        subjects = [subject(name, folder) for name in model]
-        compare(subjects, plan, questions or tuple(QUESTIONS), peer, out, opened)
+        peers = known_peers(peer, os.environ.get(VARIABLE))
+        contest = Bench(plan, questions or tuple(QUESTIONS), peers)
+        rows = measured([subject(name, folder) for name in model], contest, opened)
+        report(rows, setting(contest), out, opened)
     return 0
 
 
 bench: Callable[..., int] = with_flags(_bench, FLAGS)
-
-
-def compare(
-    subjects: Sequence[Subject],
-    plan: BenchPlan,
-    questions: Sequence[Question],
-    peers: Sequence[str],
-    out: Path | None,
-    output: Output,
-) -> None:
-    """Measures, beside the peers that were named or found, and reports."""
-    from stepwell.evals.bench.contest import Bench
-    from stepwell.evals.bench.peer import VARIABLE, known_peers
-
-    contest = Bench(plan, tuple(questions), known_peers(tuple(peers), os.environ.get(VARIABLE)))
-    report(measured(subjects, contest, output), setting(contest), out, output)
 
 
 def install(folder: Path, output: Output) -> int:
