@@ -35,7 +35,6 @@ from stepwell.model import native
 from stepwell.model.blocks import BLOCK
 from stepwell.model.config import ModelConfig
 from stepwell.model.transformer import Transformer
-from stepwell.native.library import unavailable_reason
 
 V, CONTEXT, EOS = 23, 256, 0
 CONFIG = ModelConfig(
@@ -238,21 +237,13 @@ MACHINE = settings(
 )
 
 
-@pytest.fixture(params=["kernels", "torch"])
-def executors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "torch":
-        monkeypatch.setattr(native, "load", lambda: None)
-    elif native.load() is None:
-        pytest.skip(f"no native kernels: {unavailable_reason()}")
-
-
-@pytest.mark.usefixtures("executors")
+@pytest.mark.usefixtures("both_executors")
 def test_whatever_happens_nothing_is_lost_and_nothing_answered_twice() -> None:
     stateful.run_state_machine_as_test(EngineMachine, settings=MACHINE)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("executors")
+@pytest.mark.usefixtures("both_executors")
 def test_in_10_000_steps_nothing_is_lost_and_nothing_answered_twice() -> None:
     long = settings(MACHINE, max_examples=100, stateful_step_count=100)
     stateful.run_state_machine_as_test(EngineMachine, settings=long)

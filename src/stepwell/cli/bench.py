@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -27,9 +28,21 @@ if TYPE_CHECKING:
     from stepwell.evals.bench.figures import Row
     from stepwell.evals.bench.results import Setting
 
+PEERS: Final = Group("Beside whom", sort_key=10)
 AMOUNT: Final = Group("How much is measured", sort_key=20)
 FLAGS: Final = model_flags(BenchPlan, AMOUNT, without=("text", "draft"))
 MET: Final = {True: "green", False: "red", None: ""}
+
+
+@Parameter(name="*", group=PEERS)
+@dataclass(frozen=True)
+class PeerFlags:
+    """Beside whom it is measured."""
+
+    peer: Annotated[tuple[str, ...], Parameter(negative=(), metavar="NAME=PYTHON")] = ()
+    """llama.cpp, transformers or vllm, and the Python that can import it."""
+    install_peers: Annotated[Path | None, Parameter(metavar="DIR")] = None
+    """Make an environment for every peer in this folder with pip, and measure nothing."""
 
 
 def _bench(
@@ -37,14 +50,13 @@ def _bench(
     /,
     *,
     model: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = MODELS,
-    peer: Annotated[tuple[str, ...], Parameter(negative=(), metavar="NAME=PYTHON")] = (),
     draft: Annotated[str | None, Parameter(metavar="MODEL")] = None,
     text: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    install_peers: Annotated[Path | None, Parameter(metavar="DIR")] = None,
+    peers: PeerFlags = PeerFlags(),  # it is frozen
     out: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     cache: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     threads: Annotated[int, Parameter(metavar="N")] = 0,
-    output: OutputFlags = OutputFlags(),  # noqa: B008  # it is frozen
+    output: OutputFlags = OutputFlags(),  # noqa: B008
     **given: Any,
 ) -> int:
     """Measure speed and memory on this CPU, in turns with llama.cpp, transformers and vLLM.
@@ -62,15 +74,11 @@ def _bench(
     model
         14m, 110m or 443m, made with random weights where they are needed, or a model directory; all
         three where none is given.
-    peer
-        llama.cpp, transformers or vllm, and the Python that can import it.
     draft
         The model that drafts in `speculation`, beside the text so far, which always does.
     text
         The text of which `speculation` and `cache` take their prompts; none that a model was
         trained on. Without it these are random ids.
-    install_peers
-        Make an environment for every peer in this folder with pip, and measure nothing.
     out
         The folder to which a page with the figures and a picture of them is written.
     cache
@@ -84,15 +92,15 @@ def _bench(
     from stepwell.storage.user_cache import cache_folder
 
     with output.open() as opened:
-        if install_peers is not None:
-            return install(install_peers, opened)
+        if peers.install_peers is not None:
+            return install(peers.install_peers, opened)
         folder = cache or cache_folder("bench")
         drafter = None if draft is None else subject(draft, folder).directory
         plan = BenchPlan(**given_values(FLAGS, given), text=text, draft=drafter)
         if threads:
             set_threads(threads)
-        peers = known_peers(peer, os.environ.get(VARIABLE))
-        contest = Bench(plan, questions or tuple(QUESTIONS), peers)
+        known = known_peers(peers.peer, os.environ.get(VARIABLE))
+        contest = Bench(plan, questions or tuple(QUESTIONS), known)
         rows = measured([subject(name, folder) for name in model], contest, opened)
         report(rows, setting(contest), out, opened)
     return 0

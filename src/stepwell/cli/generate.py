@@ -207,15 +207,15 @@ def _check_combination(prompt: str | None, files: FileFlags, **for_one: bool) ->
         )
     if (files.source is None) != (files.target is None):
         raise UsageError("--input and --output belong together.", fix="give both or neither.")
-    if files.source is None:
-        given = {"fresh": files.fresh, "devices": files.devices is not None}
-        problem = "needs --input"
-    else:
-        given, problem = for_one, "is for one prompt, not for --input"
-    for name, is_given in given.items():
-        if is_given:
-            instead = "--device takes one device" if name == "devices" else f"leave out --{name}"
-            raise UsageError(f"--{name} {problem}.", fix=f"{instead}.")
+    if files.source is None and files.devices is not None:
+        raise UsageError("--devices needs --input.", fix="--device takes one device.")
+    if files.source is None and files.fresh:
+        raise UsageError("--fresh needs --input.", fix="leave out --fresh.")
+    for name, is_given in for_one.items():
+        if files.source is not None and is_given:
+            raise UsageError(
+                f"--{name} is for one prompt, not for --input.", fix=f"leave out --{name}."
+            )
 
 
 def _view(answers: Sequence[Completion]) -> str | Text:

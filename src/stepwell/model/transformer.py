@@ -156,9 +156,7 @@ class Transformer(nn.Module):
 
     def cross_entropy(self, hidden_NC: Tensor, labels_N: Tensor) -> Tensor:
         """Mean cross entropy in nats of the head at N positions, in float32 at least; a scalar."""
-        logits_NV = self.logits(hidden_NC)
-        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-        return F.cross_entropy(logits_NV, labels_N)
+        return F.cross_entropy(precise(self.logits(hidden_NC)), labels_N)
 
     def compile_parts(self) -> None:
         """Compiles each block, and the head with its loss, for all lengths (torch.compile).
@@ -260,6 +258,11 @@ class Transformer(nn.Module):
                 f"segments are on {segments.device}, the model is on {self.device}.",
                 fix=f"segments.to({str(self.device)!r})",
             )
+
+
+def precise(logits: Tensor) -> Tensor:
+    """Logits in float32, or in float64 where they are so."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Block(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stepwell.model.transformer import Transformer
+from stepwell.model.transformer import Transformer, precise
 from stepwell.tasks.base import IGNORE, Batch
 
 Counted = Mapping[str, tuple[float, float]]
@@ -39,13 +39,12 @@ class Labelled:
 def labelled(model: Transformer, batch: Batch) -> Labelled:
     """The model's logits where the batch has labels: labels[t] belongs to logits[t] as it is."""
     places_N = _places(batch)
-    logits_NV = model.logits(_hidden(model, batch, places_N))
     rows_N = places_N // batch.ids.shape[1]
     answers_N = rows_N
     if batch.segments is not None:
         answers_N = rows_N * batch.ids.shape[1] + batch.segments.flatten()[places_N]
     return Labelled(
-        logits=logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)),
+        logits=precise(model.logits(_hidden(model, batch, places_N))),
         labels=batch.labels.flatten()[places_N],
         depths=batch.depths.flatten()[places_N],
         rows=rows_N,
