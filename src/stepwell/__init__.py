@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from stepwell.generate.request import Request as Request
     from stepwell.generate.request import SamplingParams as SamplingParams
     from stepwell.generate.response_cache import ResponseCache as ResponseCache
+    from stepwell.generate.tape import Record as Record
     from stepwell.generate.text import TextGenerator as TextGenerator
     from stepwell.generate.workers import WorkerPool as WorkerPool
     from stepwell.model.adapter import merge_adapter as merge_adapter
     from stepwell.model.config import ModelConfig as ModelConfig
-    from stepwell.model.hooks import Replace as Replace
-    from stepwell.model.hooks import ZeroHeads as ZeroHeads
+    from stepwell.model.interventions import Patch as Patch
+    from stepwell.model.interventions import Replace as Replace
+    from stepwell.model.interventions import Scale as Scale
+    from stepwell.model.interventions import Steer as Steer
+    from stepwell.model.interventions import ZeroHeads as ZeroHeads
+    from stepwell.model.interventions import parse_interventions as parse_interventions
     from stepwell.model.presets import presets as presets
     from stepwell.model.transformer import Transformer as Transformer
     from stepwell.model.weights import load_model as load_model
@@ -50,10 +55,14 @@ _HOMES = {
     "InferenceEngine": "stepwell.generate.engine",
     "LoraConfig": "stepwell.train.config",
     "ModelConfig": "stepwell.model.config",
-    "Replace": "stepwell.model.hooks",
+    "Patch": "stepwell.model.interventions",
+    "Record": "stepwell.generate.tape",
+    "Replace": "stepwell.model.interventions",
     "Request": "stepwell.generate.request",
     "ResponseCache": "stepwell.generate.response_cache",
     "SamplingParams": "stepwell.generate.request",
+    "Scale": "stepwell.model.interventions",
+    "Steer": "stepwell.model.interventions",
     "Task": "stepwell.tasks",
     "TextGenerator": "stepwell.generate.text",
     "Tokenizer": "stepwell.text.tokenizer",
@@ -61,10 +70,11 @@ _HOMES = {
     "TrainerConfig": "stepwell.train.config",
     "Transformer": "stepwell.model.transformer",
     "WorkerPool": "stepwell.generate.workers",
-    "ZeroHeads": "stepwell.model.hooks",
+    "ZeroHeads": "stepwell.model.interventions",
     "heatmap": "stepwell.study.heatmap",
     "load_model": "stepwell.model.weights",
     "merge_adapter": "stepwell.model.adapter",
+    "parse_interventions": "stepwell.model.interventions",
     "presets": "stepwell.model.presets",
     "profile_inference": "stepwell.evals.profile.run",
     "save_model": "stepwell.model.weights",

@@ -9,7 +9,7 @@ from stepwell.errors import CacheError, ConfigError, HookError, PromptError
 from stepwell.generate import engine as engine_module
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
-from stepwell.model.hooks import ZeroHeads
+from stepwell.model.interventions import ZeroHeads
 
 CONTEXT, V = 64, 16  # of the model in conftest
 
@@ -276,10 +276,11 @@ class Faulty:
 
     def __call__(self, *asked):
         self.executor = self.of_engine(*asked)
+        self.name = self.executor.name
         return self
 
-    def run(self, chunks, interventions=()):
-        return self.fault(chunks, lambda: self.executor.run(chunks, interventions))
+    def run(self, chunks):
+        return self.fault(chunks, lambda: self.executor.run(chunks))
 
 
 def test_the_weights_are_hashed_once_and_only_for_noise(model, monkeypatch):

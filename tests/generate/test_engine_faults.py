@@ -22,10 +22,11 @@ class Faulty:
 
     def __call__(self, *asked):
         self.executor = self.of_engine(*asked)
+        self.name = self.executor.name
         return self
 
-    def run(self, chunks, interventions=()):
-        return self.fault(chunks, lambda: self.executor.run(chunks, interventions))
+    def run(self, chunks):
+        return self.fault(chunks, lambda: self.executor.run(chunks))
 
 
 def test_logits_that_are_not_finite_end_their_own_row_only(model):

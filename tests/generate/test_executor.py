@@ -93,17 +93,6 @@ def test_torch_computes_chunks_together_where_little_of_it_is_padding(
     assert len(together) == forwards
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_kernels_compute_what_no_intervention_touches(
-    strict: bool, model: Transformer, cache: KVCache
-) -> None:
-    native(model, cache)  # skips where there are none
-    executors = Executors(model, cache, strict=strict)
-    assert isinstance(executors.of(1, hooked=False), NativeExecutor)
-    hooked = executors.of(1, hooked=True)
-    assert isinstance(hooked, TileExecutor if strict else TorchExecutor)
-
-
 @pytest.mark.parametrize(("strict", "wide"), [(False, True), (False, False), (True, False)])
 def test_kernels_without_wide_vectors_leave_prompts_to_torch(
     strict: bool, wide: bool, model: Transformer, cache: KVCache, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +103,6 @@ def test_kernels_without_wide_vectors_leave_prompts_to_torch(
     decoder.wide = wide
     monkeypatch.setattr(executor_module, "native_decoder", lambda model: decoder)
     executors = Executors(model, cache, strict=strict)
-    few, many = executors.of(128, hooked=False), executors.of(129, hooked=False)
+    few, many = executors.of(128), executors.of(129)
     assert isinstance(few, NativeExecutor)
     assert isinstance(many, NativeExecutor if strict or wide else TorchExecutor)

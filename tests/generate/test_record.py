@@ -7,9 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stepwell.errors import HookError, PromptError
-from stepwell.generate.record import PointRecorder, record
+from stepwell.generate.record import record as record_spec
+from stepwell.generate.tape import Record, Tape, TapeRecorder
 from stepwell.model.config import ModelConfig
-from stepwell.model.hooks import POINTS, Hooks, ZeroHeads
+from stepwell.model.hooks import POINTS, Hooks
+from stepwell.model.interventions import ZeroHeads
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import save_model
 
@@ -23,6 +25,10 @@ CONFIG = ModelConfig(
     tie_embeddings=False,
 )
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6, 5], [3, 5, 8, 9]]
+
+
+def record(model, prompts, interventions=(), **chosen):
+    return record_spec(model, prompts, Record(**chosen), interventions)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +149,8 @@ def test_interventions_are_seen_at_work(model):
 
 
 def test_a_recording_is_a_copy_in_float32_and_changes_nothing(model):
-    recorder = PointRecorder(["mlp.output"], "all", "all", "all", [7])
+    spec = Record(points=["mlp.output", "attention.pattern"])
+    recorder = TapeRecorder([Tape(spec, model.config, 7)], [range(7)])
     ids = torch.tensor(PROMPTS[:1])
     with torch.no_grad():
         assert torch.equal(model(ids, hooks=Hooks([], [recorder])), model(ids))
@@ -158,7 +165,7 @@ def test_a_recording_is_a_copy_in_float32_and_changes_nothing(model):
         ({"points": ["mlp.output"], "layers": [3]}, "layers 0..2, not 3"),
         ({"points": ["attention.heads"], "heads": [4]}, "heads 0..3, not 4"),
         ({"points": ["logits"], "positions": [2]}, "positions 0..1, not 2"),
-        ({"points": ["logits"], "positions": [-1]}, "positions 0..1, not -1"),
+        ({"points": ["logits"], "positions": [-3]}, "positions 0..1, not -3"),
         ({"points": ["logits"], "interventions": [ZeroHeads({9: [0]})]}, "not 9"),
     ],
     ids=str,

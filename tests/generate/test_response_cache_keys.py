@@ -14,7 +14,7 @@ import pytest
 
 from stepwell.generate.answer_key import AnswerKey, AnswerSource
 from stepwell.generate.request import Request, SamplingParams
-from stepwell.model.hooks import Intervention, Replace, ZeroHeads
+from stepwell.model.interventions import Intervention, Replace, ZeroHeads
 
 SOURCE = AnswerSource("model", "tokenizer", "float32", "cpu", "auto", frozenset({2}), (3,), (4, 5))
 
@@ -106,7 +106,7 @@ def test_no_field_that_shapes_an_answer_is_missing_here() -> None:
     assert set(SOURCES) == {field.name for field in fields(AnswerSource)}
     others = {field.name for kind in (AnswerKey, Request) for field in fields(kind)}
     assert set(OTHERS) == others - {
-        *("source", "request", "sampling", "request_id", "deadline_s", "choices")
+        *("source", "request", "sampling", "request_id", "deadline_s", "choices", "record")
     }
 
 

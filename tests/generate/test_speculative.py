@@ -241,6 +241,8 @@ def test_a_step_that_is_interrupted_can_be_taken_again(model, lengths, monkeypat
         executor = chosen(self, *asked_for)
 
         class Once:
+            name = executor.name
+
             def run(self, *given):
                 output = executor.run(*given)
                 if next(calls) == when:
@@ -273,10 +275,10 @@ def test_logits_that_are_not_finite_end_a_request_after_what_stays_of_its_draft(
 
     class Poisoned:
         def __init__(self, executor):
-            self.executor = executor
+            self.executor, self.name = executor, executor.name
 
-        def run(self, chunks, interventions=()):
-            output = self.executor.run(chunks, interventions)
+        def run(self, chunks):
+            output = self.executor.run(chunks)
             logits = output.logits.clone()
             places = [
                 (chunk.row, engine._cache.length(chunk.row) - back)

@@ -14,7 +14,7 @@ from stepwell.errors import ConfigError, DeviceError
 from stepwell.generate.request import SamplingParams
 from stepwell.generate.text import TextGenerator
 from stepwell.model.config import ModelConfig
-from stepwell.model.hooks import Replace
+from stepwell.model.interventions import Replace
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import save_model
 from stepwell.text.tokenizer import Tokenizer

@@ -83,8 +83,8 @@ def failing(victim: Sequence) -> Iterator[None]:
     """While this lasts, every forward in which the sequence has a part fails when it is done."""
 
     def faulty(run: Callable[..., Any]) -> Callable[..., Any]:
-        def fail(self: Any, chunks: Any, interventions: Any = ()) -> Any:
-            output = run(self, chunks, interventions)
+        def fail(self: Any, chunks: Any) -> Any:
+            output = run(self, chunks)
             if victim.row in [chunk.row for chunk in chunks]:
                 raise RuntimeError("planted")
             return output

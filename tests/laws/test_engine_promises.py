@@ -88,9 +88,9 @@ def raising_after(victim: Row) -> Callable[[Run], Run]:
 
 
 def _raising(run: Run, victim: Row, *, ran: bool) -> Run:
-    def fail(self: Any, chunks: Any, interventions: Any = ()) -> Output:
+    def fail(self: Any, chunks: Any) -> Output:
         hit = victim.row in [chunk.row for chunk in chunks]
-        output = run(self, chunks, interventions) if ran or not hit else None
+        output = run(self, chunks) if ran or not hit else None
         if hit or output is None:
             raise RuntimeError("planted")
         return output
@@ -153,8 +153,8 @@ def spreading(victim: Row) -> Callable[[Run], Run]:
 
 
 def _poisoning(run: Run, is_hit: Callable[[int], bool]) -> Run:
-    def poison(self: Any, chunks: Any, interventions: Any = ()) -> Output:
-        output = run(self, chunks, interventions)
+    def poison(self: Any, chunks: Any) -> Output:
+        output = run(self, chunks)
         rows = [chunk.row for chunk in chunks for _ in range(chunk.wanted)]
         hit = [index for index, row in enumerate(rows) if is_hit(row)]
         logits = output.logits.clone()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -19,12 +19,14 @@ from transformers import AutoModelForCausalLM
 from stepwell.generate import engine as engine_module
 from stepwell.generate import sampling
 from stepwell.generate.engine import InferenceEngine
+from stepwell.generate.executor import Chunk
 from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
 from stepwell.generate.sequence import Handle
 from stepwell.model import native
 from stepwell.model.cache_view import CacheView
 from stepwell.model.config import ModelConfig
-from stepwell.model.hooks import Hooks, Intervention, Replace, ZeroHeads
+from stepwell.model.hooks import Hooks
+from stepwell.model.interventions import Intervention, Replace, ZeroHeads
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import save_model
 from stepwell.native.library import unavailable_reason
@@ -322,8 +324,15 @@ def test_an_intervention_changes_its_own_request_as_a_full_forward_with_the_hook
 def test_interventions_shared_by_a_batch_break_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [prompt(length, seed) for seed, length in enumerate(LENGTHS[2:])]
     cases = list(zip(prompts, some_interventions(), strict=False))
-    alike = property(lambda handle: (), lambda handle, key: None)
-    monkeypatch.setattr(Handle, "forward_key", alike, raising=False)
+    chosen = engine_module._chunk
+    first: list[Any] = []
+
+    def shared(*given: Any) -> Chunk:
+        chunk: Chunk = chosen(*given)
+        first.append(chunk.hooks)
+        return chunk._replace(hooks=first[0])
+
+    monkeypatch.setattr(engine_module, "_chunk", shared)
     found = run([request(ids, hooks, temperature=0) for ids, hooks in cases])
     assert not same(found, [[naive("grouped", ids, hooks)] for ids, hooks in cases])
 

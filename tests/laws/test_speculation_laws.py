@@ -24,7 +24,7 @@ from stepwell.generate.sequence import Handle
 from stepwell.model import native
 from stepwell.model.cache import KVCache
 from stepwell.model.config import ModelConfig
-from stepwell.model.hooks import ZeroHeads
+from stepwell.model.interventions import ZeroHeads
 from stepwell.model.transformer import Transformer
 from stepwell.native.library import unavailable_reason
 

@@ -16,11 +16,11 @@ import torch
 from stepwell.errors import DeviceError
 from stepwell.generate import engine as engine_module
 from stepwell.generate.engine import Executors, InferenceEngine
-from stepwell.generate.executor import NativeExecutor, Output, TorchExecutor
+from stepwell.generate.executor import NativeExecutor, Output, TileExecutor, TorchExecutor
 from stepwell.generate.request import Request, SamplingParams, TokenEvent
 from stepwell.model import native
 from stepwell.model.config import ModelConfig
-from stepwell.model.hooks import ZeroHeads
+from stepwell.model.interventions import ZeroHeads
 from stepwell.model.transformer import Transformer
 from stepwell.native.library import unavailable_reason
 
@@ -178,8 +178,8 @@ def varying(executor: Any) -> Callable[..., Output]:
     """An executor whose last bit depends on how many tokens stand together."""
     run = executor.run
 
-    def sums_in_another_order(chunks: Any, interventions: Any = ()) -> Output:
-        output = run(chunks, interventions)
+    def sums_in_another_order(chunks: Any) -> Output:
+        output = run(chunks)
         total = sum(len(chunk.ids) for chunk in chunks)
         nudged = output.logits.nextafter(torch.tensor(torch.inf)) if total % 2 else output.logits
         return Output(nudged)
@@ -194,8 +194,8 @@ def test_a_kernel_whose_bits_depend_on_the_batch_breaks_the_law(
     expected = alone(model, needles)
     chosen = Executors.of
 
-    def variant(self: Executors, num_tokens: int, hooked: bool) -> Any:
-        executor = chosen(self, num_tokens, hooked)
+    def variant(self: Executors, num_tokens: int) -> Any:
+        executor = chosen(self, num_tokens)
         if "run" not in vars(executor):
             executor.run = varying(executor)  # type: ignore[method-assign]
         return executor
@@ -207,7 +207,7 @@ def test_a_kernel_whose_bits_depend_on_the_batch_breaks_the_law(
 def test_the_executor_of_whole_batches_breaks_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     model, needles = model_of("grouped"), [needle(length) for length in LENGTHS]
 
-    def torch_only(self: Executors, num_tokens: int, hooked: bool) -> TorchExecutor:
+    def torch_only(self: Executors, num_tokens: int) -> TorchExecutor:
         engine_cache = (self._native or self._torch)._cache  # type: ignore[union-attr,attr-defined]
         return TorchExecutor(model, engine_cache)
 
@@ -217,9 +217,8 @@ def test_the_executor_of_whole_batches_breaks_the_law(monkeypatch: pytest.Monkey
 
 def test_strict_uses_the_kernels_for_prompts_too() -> None:
     executors = strict(model_of("grouped"))._executors
-    if native.load() is not None:
-        assert isinstance(executors.of(500, False), NativeExecutor)
-    assert not isinstance(executors.of(500, True), NativeExecutor)
+    found = executors.of(500)
+    assert isinstance(found, TileExecutor if native.load() is None else NativeExecutor)
 
 
 def test_strict_is_refused_where_it_cannot_hold() -> None:

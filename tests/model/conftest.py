@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from stepwell.model.config import ModelConfig
-from stepwell.model.hooks import POINTS, Hooks, Intervention
+from stepwell.model.hooks import POINTS, Heads, Hooks
+from stepwell.model.interventions import Intervention
+from stepwell.model.places import Places
 from stepwell.model.transformer import Transformer
 
 SMALL = ModelConfig(vocab_size=17, context_length=24, width=16, num_layers=2, num_heads=4)
@@ -40,9 +42,15 @@ class Notes:
     def wants(self, point: str, layer: int) -> bool:
         return point in self.points
 
-    def take(self, point: str, layer: int, value: Tensor, positions_BT: Tensor) -> None:
+    def heads(self, point: str, layer: int) -> None:
+        """All of them."""
+
+    def take(
+        self, point: str, layer: int, value: Tensor, places: Places, heads: Heads = None
+    ) -> None:
+        assert heads is None
         self.seen.setdefault((point, layer), []).append(value.detach().clone())
-        self.positions.setdefault((point, layer), []).append(positions_BT.clone())
+        self.positions.setdefault((point, layer), []).append(places.positions_BT.clone())
 
     def __getitem__(self, key: tuple[str, int]) -> Tensor:
         (value,) = self.seen[key]

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stepwell.model.config import ModelConfig
-from stepwell.model.hooks import Hooks, Intervention, Replace, ZeroHeads
+from stepwell.model.hooks import Hooks
+from stepwell.model.interventions import Intervention, Replace, ZeroHeads
 from stepwell.model.transformer import Transformer
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])
@@ -148,6 +149,11 @@ def test_gradient_checkpointing_keeps_interventions(hooked: Transformer) -> None
 # --- replacing ----------------------------------------------------------------------------------
 
 
+def number_or_vector(change: Replace) -> Tensor:
+    value = change.value
+    return torch.tensor(value) if isinstance(value, float) else value.tensor
+
+
 def count(width: int) -> tuple[float, ...]:
     return tuple(float(value) for value in range(width))
 
@@ -186,7 +192,7 @@ def test_replace_puts_its_value_there_and_nowhere_else(
     change = REPLACEMENTS[name](hooked.config)
     key = change.point, change.layer
     before, after = record(hooked, IDS)[key], record(hooked, IDS, change)[key]
-    expected, value = before.clone(), torch.tensor(change.value)
+    expected, value = before.clone(), number_or_vector(change)
     heads = list(range(hooked.config.num_heads) if change.heads is None else change.heads)
     for position in range(T) if change.positions == "all" else change.positions:
         if position >= T:
@@ -227,7 +233,7 @@ def test_a_pattern_that_ignores_the_mask_is_noticed(
     change = Replace(point="attention.pattern", layer=0, value=0.25)
     close(run_cached(llama, change), run(llama, change))
     at = Hooks.at
-    monkeypatch.setattr(Hooks, "at", lambda self, *where, allowed=None: at(self, *where))
+    monkeypatch.setattr(Hooks, "at", lambda self, *where, allowed=None, heads=None: at(self, *where))
     with pytest.raises(AssertionError):
         close(run_cached(llama, change), run(llama, change))
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from stepwell.errors import CacheError, DeviceError, ShapeError
-from stepwell.model.hooks import Hooks, Replace
+from stepwell.model.hooks import Hooks
+from stepwell.model.interventions import Replace
 from stepwell.model.transformer import Transformer
 
 LENGTHS = (9, 1, 8, 6)

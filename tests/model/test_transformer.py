@@ -16,6 +16,7 @@ from stepwell.model.cache import KVCache
 from stepwell.model.config import ModelConfig
 from stepwell.model.forward import ForwardPass
 from stepwell.model.hooks import Hooks
+from stepwell.model.places import Places
 from stepwell.model.transformer import Transformer
 
 SMALL = ModelConfig(vocab_size=17, context_length=24, width=16, num_layers=3, num_heads=4)
@@ -268,4 +269,4 @@ def test_positions_of_hooked_logits_must_match_the_hidden_states() -> None:
     hidden = model.hidden(some_ids(2, 5))
     positions = torch.arange(5).expand(2, 5)
     with pytest.raises(ShapeError, match=r"\[2, 1\] hidden states have \[2, 5\] positions"):
-        model.logits(hidden[:, -1:], hooks=Hooks(), positions_BT=positions)
+        model.logits(hidden[:, -1:], hooks=Hooks(), places=Places(positions))

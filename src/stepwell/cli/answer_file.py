@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -110,7 +109,7 @@ class AnswerFile:
         row = {
             **({} if prompt.id is None else {"id": prompt.id}),
             "prompt": prompt.text,
-            "answers": [asdict(answer) for answer in answers],
+            "answers": [answer.plain() for answer in answers],
             "request": self.fingerprint,
         }
         return json.dumps(finite(row), ensure_ascii=False)

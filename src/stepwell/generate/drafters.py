@@ -171,7 +171,7 @@ class ModelDrafter:
     ) -> None:
         """Add a token to the draft of each; one whose logits allow none is spoilt."""
         chunks = [self._unread(sequence, drafted[sequence]) for sequence in batch]
-        output = self._executors.of(sum(len(each.ids) for each in chunks), False).run(chunks)
+        output = self._executors.of(sum(len(each.ids) for each in chunks)).run(chunks)
         for sequence in batch:
             past = self._pasts[sequence]
             past.num_known, past.ahead = sequence.position, drafted[sequence][:]
@@ -201,7 +201,7 @@ class ModelDrafter:
             ids = unread[: min(CATCH_UP, len(unread) - 1)]
             if not self._cache.has_room([past.row], [len(ids)]):
                 return False
-            self._executors.of(len(ids), False).run([Chunk(past.row, ids)])
+            self._executors.of(len(ids)).run([Chunk(past.row, ids)])
             past.num_known += len(ids)
             self._publish(sequence, past)
         return sequence.position - past.num_known <= BEHIND

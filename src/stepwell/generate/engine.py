@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable, Iterable, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from functools import cached_property, partial
 
 import torch
 
@@ -22,13 +22,15 @@ from stepwell.generate.executor import Chunk, Executors
 from stepwell.generate.limits import Limits
 from stepwell.generate.noise import lane_of
 from stepwell.generate.request import FinishReason, Request
+from stepwell.generate.row_hooks import NO_HOOKS, RowHooks
 from stepwell.generate.sampler import Draft, Events, Sampler
 from stepwell.generate.scheduler import Scheduler
 from stepwell.generate.sequence import Handle, Sequence
 from stepwell.generate.speculative import DraftRule, DraftSource, Speculation
+from stepwell.generate.tape import Tape
 from stepwell.model.blocks import BLOCK
 from stepwell.model.fingerprint import model_fingerprint
-from stepwell.model.hooks import Intervention
+from stepwell.model.interventions import Intervention
 from stepwell.model.transformer import Transformer
 
 PREFILL_CHUNK = 512
@@ -134,10 +136,11 @@ class InferenceEngine:
         """
         self.check(request, draft=draft, draft_rule=draft_rule)
         drafter = self._speculation.drafter(draft)
-        limit = request.deadline_s
+        limit, active = request.deadline_s, self._active(request)
         handle = Handle(
             request,
-            interventions=self._active(request),
+            interventions=active,
+            new_hooks=partial(self._row_hooks, request, active),
             room=self._limits.room(request),
             stop_ids=frozenset() if request.sampling.ignore_eos else self.eos_ids,
             drive=self.step,
@@ -154,8 +157,15 @@ class InferenceEngine:
 
     def _active(self, request: Request) -> tuple[Intervention, ...]:
         """The interventions that change something: a request without them runs like any other."""
-        config = self.model.config
-        return tuple(each for each in request.interventions if not each.is_idle(config))
+        return tuple(each for each in request.interventions if not each.is_idle)
+
+    def _row_hooks(self, request: Request, active: tuple[Intervention, ...]) -> RowHooks:
+        """What is read and changed in the row of one choice of a request."""
+        if not active and request.record is None:
+            return NO_HOOKS
+        num_prompt, record = len(request.prompt_ids), request.record
+        tape = None if record is None else Tape(record, self.model.config, num_prompt)
+        return RowHooks([edit for each in active for edit in each.edits], num_prompt, tape)
 
     def step(self) -> list[Handle]:
         """Advance every running sequence: admit, prefill a chunk, decode one token.
@@ -183,16 +193,11 @@ class InferenceEngine:
         return late
 
     def _batches(self) -> list[list[Sequence]]:
-        """The forwards of this step: apart by interventions, prompts apart from single tokens."""
-        groups: dict[Hashable, list[Sequence]] = {}
-        for sequence in self._scheduler.running:
-            groups.setdefault(sequence.handle.forward_key, []).append(sequence)
-        batches = []
-        for group in groups.values():
-            prompts = [row for row in group if len(row.pending) > 1]
-            batches.append(_within_budget(prompts, self._most_tokens))
-            batches.append([row for row in group if len(row.pending) == 1])
-        return [batch for batch in batches if batch]
+        """The forwards of this step: prompts apart from single tokens."""
+        running = self._scheduler.running
+        prompts = [row for row in running if len(row.pending) > 1]
+        decoding = [row for row in running if len(row.pending) == 1]
+        return [batch for batch in (_within_budget(prompts, self._most_tokens), decoding) if batch]
 
     def _advance(self, batch: list[Sequence]) -> None:
         """Run a batch. What fails is run again in halves, until the one is found that fails."""
@@ -243,15 +248,16 @@ class InferenceEngine:
         """What comes next where logits are wanted. Raises with the cache as it was before."""
         starts = [self._cache.length(sequence.row) for sequence in batch]
         ready = [row for row, chunk in zip(batch, chunks, strict=True) if chunk.wanted]
-        interventions = batch[0].handle.interventions
-        executor = self._executors.of(sum(len(chunk.ids) for chunk in chunks), bool(interventions))
+        executor = self._executors.of(sum(len(chunk.ids) for chunk in chunks))
         try:
-            output = executor.run(chunks, interventions)
+            output = executor.run(chunks)
             sampled = self._sampler.verify(ready, drafts, *output) if ready else []
         except BaseException:  # also an interrupt: the step can then be taken again
             for sequence, start in zip(batch, starts, strict=True):
                 self._cache.truncate(sequence.row, start)
             raise
+        for sequence in batch:
+            sequence.executors.add(executor.name)
         return dict(zip(ready, sampled, strict=True))
 
     def _computed(self, sequence: Sequence, count: int) -> None:
@@ -337,8 +343,8 @@ def _chunk(sequence: Sequence, draft: Draft | None) -> Chunk:
     """The next tokens of a sequence to compute; logits are wanted from the last of its own on."""
     ids = sequence.pending[:PREFILL_CHUNK]
     if draft is not None:
-        return Chunk(sequence.row, [*ids, *draft.ids], wanted=1 + len(draft.ids))
-    return Chunk(sequence.row, ids, wanted=int(len(ids) == len(sequence.pending)))
+        return Chunk(sequence.row, [*ids, *draft.ids], 1 + len(draft.ids), sequence.hooks)
+    return Chunk(sequence.row, ids, int(len(ids) == len(sequence.pending)), sequence.hooks)
 
 
 def _no_token(sequence: Sequence) -> LogitsError:

@@ -1,7 +1,7 @@
 """How tokens go through the model: three executors of the same weights over the same cache.
 
     native   the C++ kernels, on a CPU: every position by itself, whatever stands beside it
-    torch    forwards over several rows: any device, any intervention
+    torch    forwards over several rows, on any device
     tiles    torch with the bits of a single position: one row at a time, in tiles of fixed shape
 
 The first computes all that it can: it is the fastest. The second does the rest. The first and the
@@ -18,13 +18,16 @@ import torch
 from torch import Tensor
 
 from stepwell.errors import DeviceError
+from stepwell.generate.row_hooks import NO_HOOKS, RowHooks, torch_hooks, touches
 from stepwell.model.blocks import BLOCK
 from stepwell.model.cache import KVCache
 from stepwell.model.cache_view import CacheView
-from stepwell.model.hooks import Hooks, Intervention
+from stepwell.model.hooks import Hooks
 from stepwell.model.native import native_decoder
+from stepwell.model.places import Places
 from stepwell.model.transformer import Transformer
 from stepwell.native.decoder import Decoder, Run
+from stepwell.native.hooks import Touch
 
 PADDING = 64
 """Positions that a forward in torch may waste on padding: more cost as much as another one."""
@@ -38,6 +41,12 @@ class Chunk(NamedTuple):
     row: int
     ids: Sequence[int]
     wanted: int = 0
+    hooks: RowHooks = NO_HOOKS
+
+    @property
+    def num_logits(self) -> int:
+        """After how many of its last tokens logits are computed: where they are read, after all."""
+        return len(self.ids) if self.hooks.reads_logits else self.wanted
 
 
 class Output(NamedTuple):
@@ -54,71 +63,87 @@ class Output(NamedTuple):
 class Executor(Protocol):
     """Puts chunks behind their rows of the cache and computes them."""
 
-    def run(self, chunks: Sequence[Chunk], interventions: Sequence[Intervention] = ()) -> Output:
+    name: str
+
+    def run(self, chunks: Sequence[Chunk]) -> Output:
         """What comes out of the model. Raises CacheError, and changes nothing, where none fits."""
 
 
 class TorchExecutor:
     """Forwards over chunks of like length, padded on the right."""
 
+    name = "torch"
+
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         self._model, self._cache = model, cache
 
-    def run(self, chunks: Sequence[Chunk], interventions: Sequence[Intervention] = ()) -> Output:
-        hooks = Hooks(interventions) if interventions else None
+    def run(self, chunks: Sequence[Chunk]) -> Output:
         logits: dict[int, Tensor] = {}
         for group in _alike_in_length(chunks):
-            together = self._forward(group, hooks)
+            together = self._forward(group)
             logits.update(zip((chunk.row for chunk in group), together, strict=True))
         return Output(torch.cat([logits[chunk.row] for chunk in chunks]))
 
-    def _forward(self, chunks: Sequence[Chunk], hooks: Hooks | None) -> tuple[Tensor, ...]:
+    def _forward(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """Logits [wanted, V] of each chunk."""
         lengths = [len(chunk.ids) for chunk in chunks]
+        hooks = torch_hooks([chunk.hooks for chunk in chunks], [range(each) for each in lengths])
         view = self._cache.append([chunk.row for chunk in chunks], lengths)
-        ids_BT = torch.tensor([_padded(chunk.ids, max(lengths)) for chunk in chunks])
-        hidden_BTC = self._model.hidden(ids_BT.to(self._model.device), view=view, hooks=hooks)
-        logits_NV = self._logits(chunks, hidden_BTC, view, hooks)
-        return torch.split(logits_NV, [chunk.wanted for chunk in chunks])
+        padded = [_padded(chunk.ids, max(lengths)) for chunk in chunks]
+        ids_BT = torch.tensor(padded, device=self._model.device)
+        hidden_BTC = self._model.hidden(ids_BT, view=view, hooks=hooks)
+        logits_NV = self._logits(chunks, hidden_BTC, ids_BT, view, hooks)
+        found = torch.split(logits_NV, [chunk.num_logits for chunk in chunks])
+        return [
+            logits[len(logits) - chunk.wanted :]
+            for logits, chunk in zip(found, chunks, strict=True)
+        ]
 
     def _logits(
-        self, chunks: Sequence[Chunk], hidden_BTC: Tensor, view: CacheView, hooks: Hooks | None
+        self,
+        chunks: Sequence[Chunk],
+        hidden_BTC: Tensor,
+        ids_BT: Tensor,
+        view: CacheView,
+        hooks: Hooks | None,
     ) -> Tensor:
         """Logits [N, V], float32, of the positions that are wanted."""
-        if view.uniform and all(chunk.wanted == 1 for chunk in chunks):
-            wanted_N1C = hidden_BTC[:, -1:]
-            positions_N1 = view.positions_BT[:, -1:]
-        else:
-            cells = [
-                (index, len(chunk.ids) - back)
-                for index, chunk in enumerate(chunks)
-                for back in range(chunk.wanted, 0, -1)
-            ]
-            rows = [row for row, _ in cells]
-            columns = [column for _, column in cells]
-            wanted_N1C = hidden_BTC[rows, columns][:, None]
-            positions_N1 = view.positions_BT[rows, columns][:, None]
-        logits_N1V = self._model.logits(wanted_N1C, hooks=hooks, positions_BT=positions_N1)
-        return logits_N1V[:, 0].float()
+        if hooks is None and view.uniform and all(chunk.num_logits == 1 for chunk in chunks):
+            return self._model.logits(hidden_BTC[:, -1:])[:, 0].float()
+        cells = [
+            (index, len(chunk.ids) - back)
+            for index, chunk in enumerate(chunks)
+            for back in range(chunk.num_logits, 0, -1)
+        ]
+        cells_N2 = torch.tensor(cells, dtype=torch.int64, device=ids_BT.device).view(-1, 2)
+        rows, columns = cells_N2.unbind(1)
+        places = None
+        if hooks is not None:
+            assert hooks.prompt_lengths is not None
+            prompts = torch.tensor(hooks.prompt_lengths, device=ids_BT.device)[:, None]
+            places = Places(view.positions_BT, ids_BT, prompts).select(rows, columns)
+        hidden_N1C = hidden_BTC[rows, columns][:, None]
+        return self._model.logits(hidden_N1C, hooks=hooks, places=places)[:, 0].float()
 
 
 class NativeExecutor:
-    """The kernels, which compute each position on its own. They know no interventions."""
+    """The kernels, which compute each position on its own, and touch it where a hook says so."""
+
+    name = "native"
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self._decoder, self._cache = decoder, cache
 
-    def run(self, chunks: Sequence[Chunk], interventions: Sequence[Intervention] = ()) -> Output:
-        assert not interventions, "the kernels know no interventions"
+    def run(self, chunks: Sequence[Chunk]) -> Output:
         rows = [chunk.row for chunk in chunks]
         starts = self._cache.extend(rows, [len(chunk.ids) for chunk in chunks])
         runs = [
-            Run(chunk.ids, start, self._cache.table(chunk.row), chunk.wanted)
+            Run(chunk.ids, start, self._cache.table(chunk.row), chunk.num_logits)
             for chunk, start in zip(chunks, starts, strict=True)
         ]
-        logits, best, sound = self._decoder.step(runs, self._cache.pool)
+        logits, best, sound = self._decoder.step(runs, self._cache.pool, _touches(chunks, starts))
         likeliest = [id if fine else None for id, fine in zip(best, sound, strict=True)]
-        return Output(logits, likeliest)
+        return _wanted(chunks, Output(logits, likeliest))
 
 
 class TileExecutor:
@@ -127,15 +152,15 @@ class TileExecutor:
     All shapes that a position is computed in follow from the position, so that its bits do.
     """
 
+    name = "tiles"
+
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         self._model, self._cache = model, cache
 
-    def run(self, chunks: Sequence[Chunk], interventions: Sequence[Intervention] = ()) -> Output:
-        hooks = Hooks(interventions) if interventions else None
-        logits = [self._run_row(chunk, hooks) for chunk in chunks]
-        return Output(torch.cat(logits))
+    def run(self, chunks: Sequence[Chunk]) -> Output:
+        return Output(torch.cat([self._run_row(chunk) for chunk in chunks]))
 
-    def _run_row(self, chunk: Chunk, hooks: Hooks | None) -> Tensor:
+    def _run_row(self, chunk: Chunk) -> Tensor:
         """Logits [wanted, V] of one chunk."""
         parts, done = [], 0
         while done < len(chunk.ids):
@@ -143,15 +168,18 @@ class TileExecutor:
             ids = chunk.ids[done : done + room]
             done += len(ids)
             wanted = min(len(ids), max(0, chunk.wanted - (len(chunk.ids) - done)))
-            parts.append(self._run_tile(chunk.row, ids, wanted, hooks))
+            parts.append(self._run_tile(chunk, ids, wanted))
         return torch.cat(parts)
 
-    def _run_tile(self, row: int, ids: Sequence[int], wanted: int, hooks: Hooks | None) -> Tensor:
-        view = self._cache.append_tile(row, len(ids))
+    def _run_tile(self, chunk: Chunk, ids: Sequence[int], wanted: int) -> Tensor:
+        view = self._cache.append_tile(chunk.row, len(ids))
         ids_1T = torch.zeros(1, BLOCK, dtype=torch.int64)
         ids_1T[0, view.columns] = torch.tensor(ids)
+        hooks = torch_hooks([chunk.hooks], [range(view.columns.start, view.columns.stop)])
         hidden_1TC = self._model.hidden(ids_1T, view=view, hooks=hooks)
-        logits_1TV = self._model.logits(hidden_1TC, hooks=hooks, positions_BT=view.positions_BT)
+        prompt = torch.tensor([[chunk.hooks.num_prompt]])
+        places = Places(view.positions_BT, ids_1T, prompt)
+        logits_1TV = self._model.logits(hidden_1TC, hooks=hooks, places=places)
         return logits_1TV[0, view.columns.stop - wanted : view.columns.stop].float()
 
 
@@ -170,11 +198,35 @@ class Executors:
             _check_strict(model)
             self._torch = TileExecutor(model, cache)
 
-    def of(self, num_tokens: int, hooked: bool) -> Executor:
+    def of(self, num_tokens: int) -> Executor:
         """What computes a forward over so many tokens."""
-        if hooked or self._native is None:
+        if self._native is None:
             return self._torch
         return self._native if self._wide or num_tokens <= FEW_TOKENS else self._torch
+
+
+def _touches(chunks: Sequence[Chunk], starts: Sequence[int]) -> list[Touch]:
+    """What the kernels have to do beside computing these chunks."""
+    found: list[Touch] = []
+    first_row = 0
+    for chunk, start in zip(chunks, starts, strict=True):
+        if chunk.hooks is not NO_HOOKS:
+            found += touches(chunk.hooks, chunk.ids, start, first_row)
+        first_row += len(chunk.ids)
+    return found
+
+
+def _wanted(chunks: Sequence[Chunk], output: Output) -> Output:
+    """The logits that are wanted, of those that were computed to be read."""
+    if all(chunk.num_logits == chunk.wanted for chunk in chunks):
+        return output
+    kept: list[int] = []
+    end = 0
+    for chunk in chunks:
+        end += chunk.num_logits
+        kept += range(end - chunk.wanted, end)
+    likeliest = output.likeliest
+    return Output(output.logits[kept], likeliest and [likeliest[each] for each in kept])
 
 
 def _check_strict(model: Transformer) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from stepwell.errors import CacheError, ConfigError, HookError, PromptError
 from stepwell.generate.request import Request, SamplingParams
 from stepwell.model.config import ModelConfig
-from stepwell.model.hooks import Intervention
+from stepwell.model.interventions import Intervention
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Limits:
                 kind = type(intervention).__name__
                 raise HookError(f"interventions is a list of interventions, {kind} is none.")
             intervention.check(self.config)
+        if request.record is not None:
+            request.record.check(self.config)
         self._check_prompt(request.prompt_ids)
         self._check_sampling(request.sampling)
         self._check_room(len(request.prompt_ids) + self.room(request))

@@ -10,14 +10,18 @@ from __future__ import annotations
 import operator
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import pydantic
 
 from stepwell.config import Config
 from stepwell.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from stepwell.generate.record import RecordedRow, Recording
+    from stepwell.generate.tape import Record
 
 GREEDY_BELOW: Final = 1e-5
 """Lower temperatures only tell apart logits that differ by rounding, and overflow float32."""
@@ -217,6 +221,7 @@ class Request:
 
     cache_salt: requests find each other's prompts in the cache only where they have the same salt.
     choices: which of the n answers to generate; all of them where None.
+    record: what to keep of each answer's row, a Record.
     deadline_s: seconds from submission after which what is not finished is ended ("timeout").
 
     Raises PromptError where the prompt is empty; ids are held against the vocabulary by the engine.
@@ -229,6 +234,7 @@ class Request:
     cache_salt: str = ""
     deadline_s: float | None = None
     choices: tuple[int, ...] | None = None
+    record: Record | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_ids", tuple(int(token) for token in self.prompt_ids))
@@ -262,7 +268,9 @@ class Usage:
 class Completion:
     """One finished answer; logprobs are the model's own, before any sampling parameter.
 
-    error: what went wrong, where finish_reason is "error".
+    error: what went wrong, where finish_reason is "error". executors: what computed it, of "native"
+    (the kernels), "torch" and "tiles" (torch, in strict mode). recording: what was asked to be kept
+    of its row; the last token was never read, so it has no values.
     """
 
     text: str
@@ -271,6 +279,16 @@ class Completion:
     usage: Usage
     logprobs: tuple[float, ...] = ()
     error: str = ""
+    executors: tuple[str, ...] = field(default=(), compare=False)
+    recording: Recording | None = field(default=None, compare=False, repr=False)
+
+    def plain(self) -> dict[str, Any]:
+        """The answer as JSON can hold it: without its recording."""
+        return {
+            name: asdict(value) if name == "usage" else value
+            for name, value in vars(self).items()
+            if name != "recording"
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,12 +307,17 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class FinishedEvent:
-    """The end of a choice; `error` says what went wrong where its reason is "error"."""
+    """The end of a choice; `error` says what went wrong where its reason is "error".
+
+    executors: what computed it; recording: what was kept of its row, where that was asked for.
+    """
 
     choice: int
     reason: FinishReason
     usage: Usage
     error: Exception | None = None
+    executors: tuple[str, ...] = ()
+    recording: RecordedRow | None = None
 
 
 Event = TokenEvent | FinishedEvent

@@ -28,7 +28,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar
 
@@ -65,6 +65,7 @@ class _Payload(pydantic.BaseModel, extra="forbid", strict=True):
     finish_reason: Literal["stop", "length"]
     usage: Usage
     logprobs: tuple[float, ...]
+    executors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ def _fault(path: Path, error: sqlite3.Error | UnicodeDecodeError) -> DataError:
 
 
 def _row(digest: bytes, completion: Completion, now: int) -> tuple[bytes, bytes, bytes, int]:
-    values = asdict(completion)
+    values = completion.plain()
     payload = json.dumps({name: values[name] for name in _Payload.model_fields}).encode()
     return digest, payload, _checksum(digest, payload), now
 

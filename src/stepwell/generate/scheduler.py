@@ -86,7 +86,8 @@ class Scheduler:
         """Whether the sequence could be given a row, and blocks enough to begin with."""
         if sibling is not None and not sequence.generated:
             return self._start_from(sibling, sequence)
-        keys = sequence.handle.block_keys[: (len(sequence.pending) - 1) // BLOCK]
+        most = min(len(sequence.pending) - 1, sequence.handle.shares_from)
+        keys = sequence.handle.block_keys[: most // BLOCK]
         row = self._cache.allocate()
         known = self._cache.adopt(row, keys)
         promised = sum(blocks_for(len(other.pending)) for other in self._running)
@@ -132,6 +133,6 @@ class Scheduler:
 
 def _sibling(sequence: Sequence) -> Sequence | None:
     """Another choice of the same request that holds a row, if the prompt is worth sharing."""
-    if len(sequence.request.prompt_ids) == 1:
+    if len(sequence.request.prompt_ids) == 1 or sequence.hooks.tape is not None:
         return None
     return next((other for other in sequence.handle.sequences if other.row >= 0), None)

@@ -6,7 +6,7 @@ Owns the state of what is being generated. The engine moves it; nothing here com
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Sequence as Series
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from stepwell.generate.noise import Purpose
 from stepwell.generate.prefix import block_keys, root_key
+from stepwell.generate.record import recorded
 from stepwell.generate.request import Event, FinishedEvent, FinishReason, Request, TokenEvent, Usage
+from stepwell.generate.row_hooks import NO_HOOKS, RowHooks
 from stepwell.generate.sampling import History
-from stepwell.model.hooks import Intervention
+from stepwell.model.interventions import Intervention
 
 if TYPE_CHECKING:
     from stepwell.generate.drafters import Drafter
@@ -58,15 +60,18 @@ class Sequence:
     when its pending tokens have all gone through the model. `row` is its cache row while it runs,
     else -1; `arrival` its place in the queue; `num_cached` how many tokens of the prompt it found
     in the cache when it first ran: what it finds of its own after giving way does not count.
+    `hooks` is what is read and changed in its row, `executors` the names of those that computed it.
     """
 
     __slots__ = (
         "_buffer",
         "arrival",
         "choice",
+        "executors",
         "finish_reason",
         "generated",
         "handle",
+        "hooks",
         "num_cached",
         "pending",
         "request",
@@ -74,7 +79,7 @@ class Sequence:
     )
     purpose = Purpose.SAMPLE
 
-    def __init__(self, handle: Handle, choice: int) -> None:
+    def __init__(self, handle: Handle, choice: int, hooks: RowHooks = NO_HOOKS) -> None:
         self.handle = handle
         self.request = handle.request
         self.choice = choice
@@ -84,11 +89,18 @@ class Sequence:
         self.row = self.arrival = -1
         self.num_cached: int | None = None
         self.finish_reason: FinishReason | None = None
+        self.hooks = hooks
+        self.executors: set[str] = set()
 
     @property
     def position(self) -> int:
         """Position of the next token to be sampled, counted from the start of the prompt."""
         return len(self.request.prompt_ids) + len(self.generated)
+
+    @property
+    def num_read(self) -> int:
+        """Tokens that have gone through the model where the choice is over: all but the last."""
+        return self.position - 1 if self.generated else len(self.request.prompt_ids)
 
     def take(self, event: TokenEvent) -> FinishReason | None:
         """Append a sampled token and report it; returns why the sequence ends with it, or None."""
@@ -144,7 +156,8 @@ class Handle:
     """What `submit` returns: iterate over it for the request's events, or cancel it.
 
     Iterating drives the whole engine, so the other requests advance with this one.
-    interventions: those of the request that change something. room: the most tokens each choice
+    interventions: those of the request that change something. new_hooks: makes what is read and
+    changed in the row of one choice. room: the most tokens each choice
     may get. stop_ids: token ids that end a choice. deadline: when choices that have not ended yet
     are ended, by `time.monotonic`. drafter: who drafts for it; by_rejection: whether by the
     rejection rule.
@@ -155,6 +168,7 @@ class Handle:
         request: Request,
         *,
         interventions: tuple[Intervention, ...] = (),
+        new_hooks: Callable[[], RowHooks] = lambda: NO_HOOKS,
         room: int,
         stop_ids: frozenset[int],
         drive: Callable[[], object],
@@ -167,16 +181,28 @@ class Handle:
         self.request, self.room, self.stop_ids = request, room, stop_ids
         self.deadline, self.interventions = deadline, interventions
         asked = range(request.sampling.n) if request.choices is None else request.choices
-        self.sequences = [Sequence(self, choice) for choice in asked]
-        self.forward_key = tuple(
-            (type(intervention).__name__, intervention.fingerprint)
-            for intervention in interventions
-        )
+        self.sequences = [Sequence(self, choice, new_hooks()) for choice in asked]
         self.sampling_key = request.sampling.processing
         self.takes_likeliest = request.sampling.takes_likeliest
         self._num_open = len(self.sequences)
         self._events: deque[Event] = deque()
         self._drive, self._finish = drive, finish
+
+    @property
+    def shares_from(self) -> int:
+        """The first position that must be computed, though it may be in the cache: it is kept."""
+        prompt, tape = self.request.prompt_ids, self.sequences[0].hooks.tape
+        if tape is None:
+            return len(prompt)
+        kept = (at for at, token in enumerate(prompt) if tape.covers(at, token))
+        return next(kept, len(prompt))
+
+    @cached_property
+    def forward_key(self) -> tuple[Hashable, ...]:
+        """What decides a block's content beside the text: where it matters, the prompt's length."""
+        names = tuple((type(each).__name__, each.fingerprint) for each in self.interventions)
+        by_prompt = any(edit.needs_prompt for each in self.interventions for edit in each.edits)
+        return (*names, len(self.request.prompt_ids)) if by_prompt else names
 
     @cached_property
     def block_keys(self) -> tuple[bytes, ...]:
@@ -220,4 +246,6 @@ class Handle:
         self._num_open -= 1
         cached = sequence.num_cached or 0
         usage = Usage(len(self.request.prompt_ids), len(sequence.generated), cached)
-        self._events.append(FinishedEvent(sequence.choice, reason, usage, error))
+        executors, tape = tuple(sorted(sequence.executors)), sequence.hooks.tape
+        seen = None if tape is None else recorded(tape, sequence.num_read)
+        self._events.append(FinishedEvent(sequence.choice, reason, usage, error, executors, seen))

@@ -45,7 +45,7 @@ class Speculation:
         self._sampler, self._vocab_size = sampler, vocab_size
         self._strict, self._max_rows, self._num_blocks = strict, max_rows, num_blocks
         self._drafters: dict[DraftSource, Drafter] = {}
-        self._verify = {hooked: Seconds() for hooked in (False, True)}
+        self._verify = Seconds()
         self._failed: set[Sequence] = set()
         self._paces: dict[Sequence, Pace] = {}  # of the drafts of this step
 
@@ -87,14 +87,13 @@ class Speculation:
             drafter = sequence.handle.drafter
             if drafter is not None and _most(sequence) and sequence not in self._failed:
                 groups.setdefault(drafter, []).append(sequence)
-        measured = self._verify[_hooked(batch)]
-        if not measured.reaches(len(batch)):
+        if not self._verify.reaches(len(batch)):
             return {}
         drafts: dict[Sequence, Draft] = {}
         for drafter, candidates in groups.items():
             for pace, rows in drafter.by_pace(candidates).items():
                 self._paces |= dict.fromkeys(rows, pace)
-                length = pace.choose(len(rows), len(batch) - len(rows), measured)
+                length = pace.choose(len(rows), len(batch) - len(rows), self._verify)
                 if length:
                     drafts |= self._ask(drafter, pace, rows, length)
         return drafts
@@ -107,7 +106,7 @@ class Speculation:
             return
         batch = list(sampled)
         num_drafted = [len(drafts.get(each, NO_DRAFT).ids) for each in batch]
-        self._verify[_hooked(batch)].add(len(batch) + sum(num_drafted), max(seconds, 1e-9))
+        self._verify.add(len(batch) + sum(num_drafted), max(seconds, 1e-9))
         results: dict[Pace, list[tuple[int, int]]] = {}
         for sequence, drafted in zip(batch, num_drafted, strict=True):
             pace = self._paces.get(sequence)
@@ -171,7 +170,3 @@ class Speculation:
 def _most(sequence: Sequence) -> int:
     """The longest draft that is of use: verifying it yields a token more."""
     return sequence.handle.room - len(sequence.generated) - 1
-
-
-def _hooked(batch: Series[Sequence]) -> bool:
-    return bool(batch[0].handle.interventions)

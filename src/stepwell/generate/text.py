@@ -21,13 +21,15 @@ from stepwell.errors import ConfigError, PromptError, suggest
 from stepwell.generate.answer_key import AnswerSource
 from stepwell.generate.batch import Batch, Kept, Progress, Submit, feed, transcripts_of
 from stepwell.generate.engine import InferenceEngine
-from stepwell.generate.record import Chosen, Recording, record
+from stepwell.generate.record import Recording
+from stepwell.generate.record import record as record_prompts
 from stepwell.generate.request import Completion, Request, SamplingParams
 from stepwell.generate.response_cache import ResponseCache
 from stepwell.generate.speculative import DraftRule, DraftSource
+from stepwell.generate.tape import Record
 from stepwell.model.fingerprint import model_fingerprint
 from stepwell.model.forward import AttentionImplementation
-from stepwell.model.hooks import Intervention
+from stepwell.model.interventions import Intervention
 from stepwell.model.json_keys import read_json
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import load_model, locate
@@ -50,7 +52,9 @@ class Piece:
 class TextGenerator:
     """Generates text from one model. Keyword arguments of its verbs are fields of SamplingParams.
 
-    draft, of its verbs: a smaller model with the same tokenizer, or "lookup", which proposes tokens
+    interventions, of its verbs: changes of the forward pass, the same for all prompts of a call.
+    record: what to keep of each answer's row, given back as its `recording`.
+    draft: a smaller model with the same tokenizer, or "lookup", which proposes tokens
     that the model verifies, for the same answer in less time (see InferenceEngine.submit).
     strict: an answer has the same bits in every company (see InferenceEngine).
     defaults: sampling parameters where a call gives none. One answer is given where a call does not
@@ -130,6 +134,7 @@ class TextGenerator:
         prompt: str,
         *,
         interventions: Series[Intervention] = (),
+        record: Record | None = None,
         draft: DraftSource | None = None,
         draft_rule: DraftRule = "equality",
         echo: bool = False,
@@ -146,7 +151,7 @@ class TextGenerator:
             )
         submit = partial(self.engine.submit, draft=draft, draft_rule=draft_rule)
         batch = Batch(self.engine, self.tokenizer, submit)
-        requests = self._requests([prompt], params, interventions)
+        requests = self._requests([prompt], params, interventions, record)
         [[answer]] = batch.answer(requests, [prompt if echo else ""])
         for error in batch.errors:
             raise error
@@ -157,6 +162,7 @@ class TextGenerator:
         prompts: Series[str],
         *,
         interventions: Series[Intervention] = (),
+        record: Record | None = None,
         draft: DraftSource | None = None,
         draft_rule: DraftRule = "equality",
         echo: bool = False,
@@ -169,12 +175,17 @@ class TextGenerator:
         cache: where answers are kept as they finish, and those that are there are not made again.
         An answer that fails ends with finish_reason "error" and has the `error`; the others go on.
         """
+        if cache is not None and record is not None:
+            raise ConfigError(
+                "Answers from a cache come without recordings.",
+                fix="leave `cache` or `record` out.",
+            )
         submit = partial(self.engine.submit, draft=draft, draft_rule=draft_rule)
         if isinstance(prompts, str):
             raise PromptError("A batch is a list of prompts, not one text.", fix="use [prompt].")
         kept = None if cache is None else Kept(cache, self._source(draft, draft_rule))
         batch = Batch(self.engine, self.tokenizer, submit, kept=kept, progress=progress)
-        requests = self._requests(prompts, self._params(sampling), interventions)
+        requests = self._requests(prompts, self._params(sampling), interventions, record)
         return batch.answer(requests, [prompt if echo else "" for prompt in prompts])
 
     def generate_stream(
@@ -182,6 +193,7 @@ class TextGenerator:
         prompt: str,
         *,
         interventions: Series[Intervention] = (),
+        record: Record | None = None,
         draft: DraftSource | None = None,
         draft_rule: DraftRule = "equality",
         echo: bool = False,
@@ -194,7 +206,7 @@ class TextGenerator:
         "error" and has the `error` in its completion.
         """
         params = self._params(sampling, single=True)
-        [request] = self._requests([prompt], params, interventions)
+        [request] = self._requests([prompt], params, interventions, record)
         self.engine.check(request, draft=draft, draft_rule=draft_rule)
         submit = partial(self.engine.submit, draft=draft, draft_rule=draft_rule)
         return self._stream(submit, request, prompt if echo else "")
@@ -209,21 +221,18 @@ class TextGenerator:
         prompts: str | Series[str],
         *,
         points: Series[str] = ("attention.pattern",),
-        layers: Chosen = "all",
-        heads: Chosen = "all",
-        positions: Chosen | Literal["last"] = "all",
+        layers: Any = "all",
+        heads: Any = "all",
+        positions: Any = "all",
         interventions: Series[Intervention] = (),
     ) -> Recording:
-        """What passes chosen hook points in one forward over the prompts: `seen[point, layer]`."""
-        return record(
-            self.model,
-            self._encode([prompts] if isinstance(prompts, str) else prompts),
-            points=points,
-            layers=layers,
-            heads=heads,
-            positions=positions,
-            interventions=interventions,
-        )
+        """What passes chosen hook points in one forward over the prompts: `seen[point, layer]`.
+
+        points, layers, heads and positions are fields of a Record.
+        """
+        spec = Record(points=points, layers=layers, heads=heads, positions=positions)
+        ids = self._encode([prompts] if isinstance(prompts, str) else prompts)
+        return record_prompts(self.model, ids, spec, interventions)
 
     def _params(self, sampling: dict[str, Any], *, single: bool = False) -> SamplingParams:
         """The defaults, changed as a call asks; `single`: one answer unless it asks for several."""
@@ -246,11 +255,15 @@ class TextGenerator:
         return encoded
 
     def _requests(
-        self, prompts: Series[str], params: SamplingParams, interventions: Series[Intervention]
+        self,
+        prompts: Series[str],
+        params: SamplingParams,
+        interventions: Series[Intervention],
+        record: Record | None,
     ) -> list[Request]:
         """One request for each prompt, as `long_prompt` says."""
         return [
-            Request(self._fitted(ids, params), params, tuple(interventions))
+            Request(self._fitted(ids, params), params, tuple(interventions), record=record)
             for ids in self._encode(prompts)
         ]
 

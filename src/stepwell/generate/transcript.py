@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Series
 from dataclasses import replace
 
+from stepwell.generate.record import Recording
 from stepwell.generate.request import Completion, FinishedEvent, TokenEvent
 from stepwell.text.detokenize import IncrementalDecoder, continuation
 from stepwell.text.tokenizer import Tokenizer
@@ -118,6 +119,8 @@ class Transcript:
             usage=usage,
             logprobs=tuple(self._logprobs),
             error=str(self.error or ""),
+            executors=event.executors,
+            recording=None if event.recording is None else Recording([event.recording]),
         )
         return rest
 

@@ -11,7 +11,6 @@ Run as `python -m stepwell.generate.worker` by `WorkerPool`. Ends with its input
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -52,7 +51,7 @@ def _load(asked: dict[str, Any]) -> TextGenerator:
 
 
 def _plain(completion: Completion) -> dict[str, Any]:
-    return dataclasses.asdict(completion)
+    return completion.plain()
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from stepwell.errors import DeviceError
 from stepwell.model.config import ModelConfig
 from stepwell.model.forward import ForwardPass
+from stepwell.model.hooks import PATTERN, Heads
 from stepwell.model.norm import make_norm
 from stepwell.model.rope import rotate
 
@@ -60,17 +61,45 @@ class Attention(nn.Module):
     def _attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, step: ForwardPass) -> Tensor:
         """Each head's mixture of values, [B, H, T, D]."""
         if self._is_explicit(q_BHTD, step):
-            seen, repeats = step.seen(self.window), self.num_heads // self.num_kv_heads
-            pattern = self._pattern(q_BHTD, _repeated(k_BGSD, repeats), seen)
-            pattern = step.at("attention.pattern", self.layer, pattern, allowed=seen)
-            return pattern @ _repeated(v_BGSD, repeats)
-        mask = step.mask(self.window)
+            return self._attend_by_pattern(q_BHTD, k_BGSD, v_BGSD, step, None)
         attend = _flash_attention if step.attention == "flash" else _attention
-        return attend(q_BHTD, k_BGSD, v_BGSD, mask, self.scale)
+        mask = step.mask(self.window)
+        mixture_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, mask, self.scale)
+        if not step.wants(PATTERN, self.layer):
+            return mixture_BHTD
+        return self._show_pattern(mixture_BHTD, (q_BHTD, k_BGSD, v_BGSD), step)
+
+    def _show_pattern(
+        self, mixture_BHTD: Tensor, qkv: tuple[Tensor, Tensor, Tensor], step: ForwardPass
+    ) -> Tensor:
+        """The mixture, anew for heads whose pattern is changed; a pattern is only shown if read."""
+        assert step.hooks is not None
+        heads = step.hooks.heads(PATTERN, self.layer)
+        by_pattern = self._attend_by_pattern(*qkv, step, heads)
+        if not step.changes_pattern(self.layer):
+            return mixture_BHTD
+        if heads is None:
+            return by_pattern
+        index = torch.tensor(heads, device=by_pattern.device)
+        return mixture_BHTD.index_copy(1, index, by_pattern)
+
+    def _attend_by_pattern(
+        self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, step: ForwardPass, heads: Heads
+    ) -> Tensor:
+        """The mixtures of some heads, all where None, by way of their pattern."""
+        repeats, seen = self.num_heads // self.num_kv_heads, step.seen(self.window)
+        k_BHSD, v_BHSD = _repeated(k_BGSD, repeats), _repeated(v_BGSD, repeats)
+        if heads is not None:
+            index = torch.tensor(heads, device=q_BHTD.device)
+            q_BHTD, k_BHSD, v_BHSD = (
+                each.index_select(1, index) for each in (q_BHTD, k_BHSD, v_BHSD)
+            )
+        pattern = self._pattern(q_BHTD, k_BHSD, seen)
+        return step.at(PATTERN, self.layer, pattern, allowed=seen, heads=heads) @ v_BHSD
 
     def _is_explicit(self, q_BHTD: Tensor, step: ForwardPass) -> bool:
-        """Whether the pattern is computed as such: somebody wants it, or it is faster."""
-        if step.attention == "eager" or step.wants("attention.pattern", self.layer):
+        """Whether all go by way of the pattern: that is asked for, or it is faster."""
+        if step.attention == "eager":
             return True
         compiled = torch.compiler.is_compiling() and step.attention == "auto" and q_BHTD.is_cpu
         return compiled and step.view is None and step.length <= SHORT

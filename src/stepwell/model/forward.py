@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from stepwell.model.cache_view import CacheView
-from stepwell.model.hooks import Hooks
+from stepwell.model.hooks import PATTERN, Heads, Hooks
+from stepwell.model.places import Places
 
 AttentionImplementation = Literal["auto", "eager", "sdpa", "flash"]
 """How attention is computed.
@@ -54,6 +55,7 @@ class ForwardPass:
         self.positions_BT = self._places_BT
         if self._starts_BT is not None:
             self.positions_BT = self._places_BT - self._starts_BT
+        self.places = Places(self.positions_BT, ids_BT, self._prompts())
         self.rope: tuple[Tensor, Tensor] | None = None
         self._seen: dict[int | None, Tensor] = {}
 
@@ -66,11 +68,34 @@ class ForwardPass:
         """Whether a hook reads or changes this point."""
         return self.hooks is not None and self.hooks.wants(point, layer)
 
-    def at(self, point: str, layer: int, value: Tensor, *, allowed: Tensor | None = None) -> Tensor:
+    def changes_pattern(self, layer: int) -> bool:
+        """Whether a hook changes what a layer's heads look at."""
+        return self.hooks is not None and self.hooks.changes(PATTERN, layer)
+
+    def at(
+        self,
+        point: str,
+        layer: int,
+        value: Tensor,
+        *,
+        allowed: Tensor | None = None,
+        heads: Heads = None,
+    ) -> Tensor:
         """The value that goes on from a hook point: `value` itself where nothing is hooked."""
         if self.hooks is None:
             return value
-        return self.hooks.at(point, layer, value, self.positions_BT, allowed=allowed)
+        return self.hooks.at(point, layer, value, self.places, allowed=allowed, heads=heads)
+
+    def _prompts(self) -> Tensor | None:
+        """Tokens of each row's prompt, [B, 1]; without a cache the whole row, if nobody says."""
+        if self.hooks is None:
+            return None
+        lengths, device = self.hooks.prompt_lengths, self._places_BT.device
+        if lengths is not None:
+            return torch.tensor(lengths, device=device)[:, None]
+        if not self.is_from_zero:
+            return None
+        return torch.full((len(self._places_BT), 1), self.num_queries, device=device)
 
     def mask(self, window: int | None) -> Tensor | None:
         """What attention needs to be told about who sees whom: `seen`, or None.

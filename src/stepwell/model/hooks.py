@@ -9,22 +9,22 @@
     residual.after      [B, T, C]     what leaves a block
     logits              [B, T, V]     the head's output (layer -1)
 
-An intervention is a declared value, not code: it travels as Python or JSON and names its layers,
-heads and positions. A forward without hooks does not compute, keep or test anything for them.
+Owns the edits that interventions are made of, and how a forward in torch applies them. A forward
+without hooks does not compute, keep or test anything for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 
-from stepwell.config import Config
 from stepwell.errors import HookError, suggest
 from stepwell.model.config import ModelConfig
+from stepwell.model.places import Places, Positions, absolute, indexes, is_nowhere, needs_prompt
 
 POINTS = (
     "residual.before",
@@ -35,82 +35,44 @@ POINTS = (
     "residual.after",
     "logits",
 )
+PATTERN = "attention.pattern"
 LOGITS_LAYER = -1
 HEAD_AXIS: Mapping[str, int] = {"attention.pattern": 1, "attention.heads": 2}
 QUERY_AXIS: Mapping[str, int] = {"attention.pattern": 2}
 
-Positions = Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...]
+Heads = tuple[int, ...] | None
+"""Which heads of a layer; None for all of them, or at a point that has none."""
 
 
-class Intervention(Config):
-    """A declared change of the forward pass; `positions` count from the start of each row."""
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One change at one point of one layer.
 
-    positions: Positions = "all"
-
-    def check(self, config: ModelConfig) -> None:
-        """Raises HookError where the model lacks a layer, head or point that this names."""
-        raise NotImplementedError
-
-    def changes(self, point: str, layer: int) -> bool:
-        """Whether this changes the value at a point of a layer."""
-        raise NotImplementedError
-
-    def is_idle(self, config: ModelConfig) -> bool:
-        """Whether this changes nothing, at no point of such a model."""
-        layers = (LOGITS_LAYER, *range(config.num_layers))
-        changed = any(self.changes(point, layer) for point in POINTS for layer in layers)
-        return not (changed and self.positions)
-
-    def apply(self, point: str, layer: int, value: Tensor, at_BT: Tensor) -> Tensor:
-        """The changed value; `at_BT` is true where a position is one of `positions`."""
-        raise NotImplementedError
-
-
-class ZeroHeads(Intervention):
-    """Zero the output of some heads: `ZeroHeads({0: [1, 3]})` silences heads 1 and 3 of layer 0.
-
-    The same as zeroing those heads' columns of the output projection.
-    """
-
-    heads: dict[int, tuple[int, ...]]
-
-    def __init__(self, heads: Mapping[int, Sequence[int]] | None = None, **values: Any) -> None:
-        super().__init__(**({"heads": heads} if heads is not None else {}), **values)
-
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # as in Config
-
-    def check(self, config: ModelConfig) -> None:
-        for layer, heads in self.heads.items():
-            check_layer(layer, config)
-            check_heads(heads, config)
-
-    def changes(self, point: str, layer: int) -> bool:
-        return point == "attention.heads" and bool(self.heads.get(layer))
-
-    def apply(self, point: str, layer: int, value: Tensor, at_BT: Tensor) -> Tensor:  # noqa: ARG002
-        silenced = torch.zeros(value.shape[2], dtype=torch.bool, device=value.device)
-        silenced[list(self.heads[layer])] = True
-        return value.masked_fill((at_BT[:, :, None] & silenced)[..., None], 0.0)
-
-
-class Replace(Intervention):
-    """Put a given value at a point: a number, or a vector over the point's last axis.
-
-    The pattern, whose last axis grows with the text, takes a number only. With `heads` (points
-    "attention.heads" and "attention.pattern") the other heads stay.
+    action: "scale" by `number`, "add" `values`, or "set" to `values`, else to `number`.
+    values: float32 [P, H, W] on the CPU, W as wide as the point's last axis; P is 1, or there is
+    one for each of the numbered positions; H is 1, or there is one for each of the heads.
     """
 
     point: str
-    layer: int = LOGITS_LAYER
-    value: float | tuple[float, ...]
-    heads: tuple[int, ...] | None = Field(None, description="all heads when not given")
+    layer: int
+    action: Literal["scale", "add", "set"]
+    number: float = 0.0
+    values: Tensor | None = None
+    heads: Heads = None
+    positions: Positions = "all"
 
-    @field_validator("point")
-    @classmethod
-    def _known(cls, point: str) -> str:
-        return check_point(point)
+    @property
+    def is_idle(self) -> bool:
+        """Whether it changes nothing, in any text."""
+        return self.heads == () or is_nowhere(self.positions)
+
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether what it changes depends on how long the prompt is."""
+        return needs_prompt(self.positions)
 
     def check(self, config: ModelConfig) -> None:
+        """Raises HookError where the model lacks the layer or a head, or is not as wide."""
         if self.point != "logits":
             check_layer(self.layer, config)
         elif self.layer != LOGITS_LAYER:
@@ -119,31 +81,73 @@ class Replace(Intervention):
             if self.point not in HEAD_AXIS:
                 raise HookError(f"{self.point} has no heads.", fix="leave `heads` out.")
             check_heads(self.heads, config)
-        if isinstance(self.value, tuple):
-            self._check_vector(self.value, config)
+        if self.values is not None:
+            self._check_values(self.values, config)
 
-    def _check_vector(self, value: Sequence[float], config: ModelConfig) -> None:
-        if self.point == "attention.pattern":
-            raise HookError("attention.pattern is replaced by a number, not by a vector.")
-        widths = {"attention.heads": config.head_dim, "logits": config.vocab_size}
-        expected = widths.get(self.point, config.width)
-        if len(value) != expected:
-            raise HookError(f"{self.point} is {expected} wide, the replacement {len(value)}.")
+    def _check_values(self, values_PHW: Tensor, config: ModelConfig) -> None:
+        num_positions, num_heads, width = values_PHW.shape
+        expected = width_of(self.point, config)
+        if expected is not None and width != expected:
+            raise HookError(f"{self.point} is {expected} wide, the value for it {width}.")
+        wanted_heads = config.num_heads if self.heads is None else len(self.heads)
+        if num_heads not in (1, wanted_heads):
+            raise HookError(f"There are values of {num_heads} heads for {wanted_heads} of them.")
+        numbered = indexes(self.positions)
+        if num_positions != 1 and (numbered is None or num_positions != len(numbered)):
+            raise HookError(
+                f"There are values for {num_positions} positions, but the positions are"
+                f" {self.positions!r}.",
+                fix="number them, one for each value, or give one value for all.",
+            )
 
-    def changes(self, point: str, layer: int) -> bool:
-        return point == self.point and layer == self.layer
+    def apply(self, value: Tensor, places: Places, heads: Heads = None) -> Tensor:
+        """The changed value, as a new tensor; the value's head axis holds `heads`, or all."""
+        if self.heads is None:
+            return self._changed(value, places)
+        axis = HEAD_AXIS[self.point]
+        found = self.heads if heads is None else [heads.index(head) for head in self.heads]
+        index = torch.tensor(found, device=value.device)
+        part = self._changed(value.index_select(axis, index), places)
+        return value.index_copy(axis, index, part)
 
-    def apply(self, point: str, layer: int, value: Tensor, at_BT: Tensor) -> Tensor:  # noqa: ARG002
-        mask = at_BT.reshape(at_BT.shape[0], at_BT.shape[1], *[1] * (value.dim() - 2))
-        if point in QUERY_AXIS:
-            mask = mask.transpose(1, QUERY_AXIS[point])
-        if self.heads is not None:
-            shape = [1] * value.dim()
-            shape[HEAD_AXIS[point]] = value.shape[HEAD_AXIS[point]]
-            chosen = torch.zeros(shape[HEAD_AXIS[point]], dtype=torch.bool, device=value.device)
-            chosen[list(self.heads)] = True
-            mask = mask & chosen.reshape(shape)
-        return torch.where(mask, torch.tensor(self.value).to(value), value)
+    def _changed(self, value: Tensor, places: Places) -> Tensor:
+        """`value` [B, T, ...] or, of the pattern, [B, H, T, S], changed where a position is."""
+        at_BT = places.chosen(self.positions)
+        mask = at_BT.reshape(*at_BT.shape, *[1] * (value.dim() - 2))
+        mask = mask.movedim(1, QUERY_AXIS.get(self.point, 1))
+        if self.action == "scale":
+            return torch.where(mask, value * self.number, value)
+        given = self._given(value, places)
+        return torch.where(mask, value + given if self.action == "add" else given, value)
+
+    def _given(self, value: Tensor, places: Places) -> Tensor:
+        """The number or values to be added or set, in a shape that broadcasts against `value`."""
+        if self.values is None:
+            return value.new_tensor(self.number)
+        values_PHW = self.values.to(value)
+        given = values_PHW[0] if len(values_PHW) == 1 else values_PHW[self._which(places)]
+        if self.point == PATTERN:
+            given = _fitted(given, value.shape[-1])
+            return given.unsqueeze(-2) if given.dim() == 2 else given.transpose(1, 2)
+        return given if self.point in HEAD_AXIS else given.squeeze(-2)
+
+    def _which(self, places: Places) -> Tensor:
+        """Which of the numbered positions each token's is, int64 [B, T]; 0 where it is none."""
+        numbered = indexes(self.positions)
+        assert numbered is not None, "checked: values by position have numbered positions"
+        prompt = places.num_prompt_B1
+        which_BT = torch.zeros_like(places.positions_BT)
+        for place, index in enumerate(numbered):
+            which_BT = which_BT + place * (places.positions_BT == absolute(index, prompt))
+        return which_BT
+
+
+class Intervention(Protocol):
+    """A declared change: a list of edits (see `stepwell.model.interventions`)."""
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What it changes, in order."""
 
 
 class Recorder(Protocol):
@@ -152,62 +156,139 @@ class Recorder(Protocol):
     def wants(self, point: str, layer: int) -> bool:
         """Whether the value at this point is to be computed and handed over."""
 
-    def take(self, point: str, layer: int, value: Tensor, positions_BT: Tensor) -> None:
-        """Receives a value, after every intervention. Must copy what it keeps.
+    def heads(self, point: str, layer: int) -> Heads:
+        """Which heads it wants there, of a point that has heads; None for all."""
 
-        With gradient checkpointing a value comes again while the backward pass recomputes it.
+    def take(self, point: str, layer: int, value: Tensor, places: Places, heads: Heads) -> None:
+        """Receives a value, after every edit. Must copy what it keeps.
+
+        heads: those on the value's head axis, None for all. With gradient checkpointing a value
+        comes again while the backward pass recomputes it.
         """
 
 
 class Hooks:
-    """What is read and changed during a forward pass: interventions in order, then recorders."""
+    """What is read and changed during a forward pass: edits in order, then recorders.
+
+    prompt_lengths: tokens of each row's prompt, which some positions are counted by; without a
+    cache the whole row where not given. `by_row` gives each row edits of its own.
+    """
 
     def __init__(
-        self, interventions: Iterable[Intervention] = (), recorders: Iterable[Recorder] = ()
+        self,
+        interventions: Iterable[Intervention] = (),
+        recorders: Iterable[Recorder] = (),
+        *,
+        prompt_lengths: Sequence[int] | None = None,
     ) -> None:
-        self.interventions = tuple(interventions)
+        edits = [edit for each in interventions for edit in each.edits]
+        self._start([(edit, None) for edit in edits], recorders, prompt_lengths)
+
+    @classmethod
+    def by_row(
+        cls,
+        edits: Sequence[Sequence[Edit]],
+        recorders: Iterable[Recorder] = (),
+        *,
+        prompt_lengths: Sequence[int],
+    ) -> Hooks:
+        """Hooks that change each row of a batch by its own edits."""
+        hooks = cls()
+        hooks._start(_together(edits), recorders, prompt_lengths)
+        return hooks
+
+    def _start(
+        self,
+        edits: Sequence[tuple[Edit, list[int] | None]],
+        recorders: Iterable[Recorder],
+        prompt_lengths: Sequence[int] | None,
+    ) -> None:
         self.recorders = tuple(recorders)
+        self.prompt_lengths = None if prompt_lengths is None else tuple(prompt_lengths)
+        self._edits: dict[tuple[str, int], list[tuple[Edit, list[int] | None]]] = {}
+        for edit, rows in edits:
+            if not edit.is_idle:
+                self._edits.setdefault((edit.point, edit.layer), []).append((edit, rows))
 
     def check(self, config: ModelConfig) -> None:
-        """Raises HookError where an intervention names what the model does not have."""
-        for intervention in self.interventions:
-            intervention.check(config)
+        """Raises HookError where an edit names what the model does not have."""
+        for edits in self._edits.values():
+            for edit, _ in edits:
+                edit.check(config)
+
+    def changes(self, point: str, layer: int) -> bool:
+        """Whether anything changes the value at this point."""
+        return (point, layer) in self._edits
 
     def wants(self, point: str, layer: int) -> bool:
         """Whether anything reads or changes this point (so that it must be computed)."""
-        return any(i.changes(point, layer) for i in self.interventions) or any(
-            r.wants(point, layer) for r in self.recorders
-        )
+        return self.changes(point, layer) or any(r.wants(point, layer) for r in self.recorders)
+
+    def heads(self, point: str, layer: int) -> Heads:
+        """Which heads anything reads or changes there, in order; None for all."""
+        wanted = [edit.heads for edit, _ in self._edits.get((point, layer), ())]
+        wanted += [r.heads(point, layer) for r in self.recorders if r.wants(point, layer)]
+        if any(heads is None for heads in wanted):
+            return None
+        return tuple(sorted({head for heads in wanted for head in heads or ()}))
 
     def at(
         self,
         point: str,
         layer: int,
         value: Tensor,
-        positions_BT: Tensor,
+        places: Places,
         *,
         allowed: Tensor | None = None,
+        heads: Heads = None,
     ) -> Tensor:
-        """The value that goes on: changed by the interventions, then shown to the recorders.
+        """The value that goes on: changed by the edits, then shown to the recorders.
 
-        Where `allowed` is false a change is undone: no intervention lets a token see a later one.
+        heads: those on the value's head axis, None for all. Where `allowed` is false a change is
+        undone: no edit lets a token see a later one.
         """
-        for intervention in self.interventions:
-            if intervention.changes(point, layer):
-                touched = _where(intervention.positions, positions_BT)
-                value = intervention.apply(point, layer, value, touched)
-                value = value if allowed is None else value.masked_fill(~allowed, 0.0)
+        for edit, rows in self._edits.get((point, layer), ()):
+            changed = edit.apply(value, places, heads)
+            changed = changed if allowed is None else changed.masked_fill(~allowed, 0.0)
+            value = changed if rows is None else _in_rows(rows, places, changed, value)
         for recorder in self.recorders:
             if recorder.wants(point, layer):
-                recorder.take(point, layer, value, positions_BT)
+                recorder.take(point, layer, value, places, heads)
         return value
 
 
-def _where(positions: Positions, positions_BT: Tensor) -> Tensor:
-    """True at each position that is named, bool [B, T]."""
-    if positions == "all":
-        return torch.ones_like(positions_BT, dtype=torch.bool)
-    return torch.isin(positions_BT, torch.tensor(positions, device=positions_BT.device))
+def _together(edits: Sequence[Sequence[Edit]]) -> list[tuple[Edit, list[int] | None]]:
+    """Each row's edits in their order, those that several rows have as their n-th only once."""
+    found: list[tuple[Edit, list[int] | None]] = []
+    for number in range(max(map(len, edits), default=0)):
+        rows: dict[Edit, list[int]] = {}
+        for row, own in enumerate(edits):
+            if number < len(own):
+                rows.setdefault(own[number], []).append(row)
+        everyone = len(edits)
+        found += [(edit, None if len(at) == everyone else at) for edit, at in rows.items()]
+    return found
+
+
+def _in_rows(rows: Sequence[int], places: Places, changed: Tensor, value: Tensor) -> Tensor:
+    """`changed` in some rows of the batch, `value` in the others."""
+    named = torch.tensor(rows, device=value.device)
+    mask_B = torch.isin(places.rows_B, named)
+    return torch.where(mask_B.reshape(-1, *[1] * (value.dim() - 1)), changed, value)
+
+
+def _fitted(pattern: Tensor, num_keys: int) -> Tensor:
+    """A pattern over so many keys: cut, or followed by zeros."""
+    short = max(0, num_keys - pattern.shape[-1])
+    return torch.nn.functional.pad(pattern, (0, short))[..., :num_keys]
+
+
+def width_of(point: str, config: ModelConfig) -> int | None:
+    """How wide the last axis of a point is; None for the pattern, where it grows with the text."""
+    if point == PATTERN:
+        return None
+    widths = {"attention.heads": config.head_dim, "logits": config.vocab_size}
+    return widths.get(point, config.width)
 
 
 def check_point(point: str) -> str:

@@ -30,6 +30,7 @@ from stepwell.model.forward import AttentionImplementation, ForwardPass
 from stepwell.model.hooks import LOGITS_LAYER, Hooks
 from stepwell.model.mlp import MLP
 from stepwell.model.norm import make_norm
+from stepwell.model.places import Places
 from stepwell.model.rope import RopeTable
 
 
@@ -89,7 +90,7 @@ class Transformer(nn.Module):
         """
         step = self._pass(ids_BT, view, segments, hooks)
         hidden_BTC = self._hidden(ids_BT, step)
-        return self.logits(hidden_BTC, hooks=hooks, positions_BT=step.positions_BT)
+        return self.logits(hidden_BTC, hooks=hooks, places=step.places)
 
     def hidden(
         self,
@@ -134,11 +135,11 @@ class Transformer(nn.Module):
         hidden_BTC: Tensor,
         *,
         hooks: Hooks | None = None,
-        positions_BT: Tensor | None = None,
+        places: Places | None = None,
     ) -> Tensor:
         """The head applied to hidden states [B, T, C], or to any selection of them.
 
-        `positions_BT` tells hooks where those stand; 0..T-1 when not given.
+        `places` tells hooks where those stand; at 0..T-1 when not given.
         """
         head = self.head
         logits_BTV: Tensor = (
@@ -146,13 +147,13 @@ class Transformer(nn.Module):
         )
         if hooks is None:
             return logits_BTV
-        if positions_BT is None:
+        if places is None:
             positions_T = torch.arange(hidden_BTC.shape[1], device=self.device)
-            positions_BT = positions_T.expand(hidden_BTC.shape[:2])
-        if positions_BT.shape != hidden_BTC.shape[:2]:
-            states, positions = list(hidden_BTC.shape[:2]), list(positions_BT.shape)
+            places = Places(positions_T.expand(hidden_BTC.shape[:2]))
+        if places.positions_BT.shape != hidden_BTC.shape[:2]:
+            states, positions = list(hidden_BTC.shape[:2]), list(places.positions_BT.shape)
             raise ShapeError(f"{states} hidden states have {positions} positions.")
-        return hooks.at("logits", LOGITS_LAYER, logits_BTV, positions_BT)
+        return hooks.at("logits", LOGITS_LAYER, logits_BTV, places)
 
     def cross_entropy(self, hidden_NC: Tensor, labels_N: Tensor) -> Tensor:
         """Mean cross entropy in nats of the head at N positions, in float32 at least; a scalar."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stepwell.errors import CacheError, PromptError, ShapeError
 from stepwell.native.build import BASELINE
+from stepwell.native.hooks import HookTable, Touch
 from stepwell.native.library import Library, threads
 
 BLOCK: Final = 64
@@ -128,20 +129,23 @@ class Decoder:
         self._kept: list[Any] = [weights]  # what the pointers below point to
         self._num_ids, self._width = weights.embedding.shape
         self._vocab_size = weights.head.weight.shape[0]
-        self._positions = weights.positions
+        self._positions, self._num_heads = weights.positions, weights.num_heads
         self._dtype = weights.embedding.dtype
         self._block_shape = (len(weights.layers), 2, weights.num_kv_heads, BLOCK, weights.head_dim)
         self._model = self._describe(weights)
         self._num_weights = _num_weights(weights)
         self._capacity = self._threads = 0
 
-    def step(self, runs: Sequence[Run], cache: Tensor) -> Step:
+    def step(self, runs: Sequence[Run], cache: Tensor, touches: Sequence[Touch] = ()) -> Step:
         """Compute all runs; their keys and values go to `cache` [blocks, L, 2, G, BLOCK, D].
 
         Runs of one sequence see each other's keys where the earlier positions come first: each
-        position attends to those up to its own. Raises CacheError where a run reaches beyond its
-        table or the model's positions, or its table beyond the cache; PromptError for an id that is
-        no token; ShapeError for a cache of another model. Nothing is computed then.
+        position attends to those up to its own. touches: what is read or changed on the way; their
+        rows are the positions of all runs, one after another. Rows that none names keep their bits.
+
+        Raises CacheError where a run reaches beyond its table or the model's positions, or its
+        table beyond the cache; PromptError for an id that is no token; ShapeError for a cache of
+        another model. Nothing is computed then.
         """
         self._check_cache(cache)
         rows = sum(len(run.ids) for run in runs)
@@ -151,6 +155,9 @@ class Decoder:
         self._step.rows = rows
         self._step.cache = cache.data_ptr()
         self._step.logits = logits.data_ptr()
+        table = HookTable(touches, self._block_shape[0], self._num_heads) if touches else None
+        self._step.hooks = None if table is None else table.table.ctypes.data
+        self._step.hook_starts = None if table is None else table.starts.ctypes.data
         self._handle.stepwell_run(self._model, self._step, self._threads_for(rows))
         highest = self._best_logit[:wanted]
         return Step(logits, self._best[:wanted].tolist(), np.isfinite(highest).tolist())
@@ -352,13 +359,12 @@ class _Model(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        ("rows", _Int),
-        ("table_width", _Int),
+        *((name, _Int) for name in ("rows", "table_width", "first_row")),
         *(
             (name, _Pointer)
             for name in (
                 *("ids", "positions", "tables", "wanted", "cache"),
-                *("logits", "best", "best_logit", "workspace"),
+                *("logits", "best", "best_logit", "workspace", "hooks", "hook_starts"),
             )
         ),
     )

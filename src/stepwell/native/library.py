@@ -22,7 +22,7 @@ from typing import Final
 from stepwell.errors import ConfigError, suggest
 from stepwell.native.build import INSTRUCTION_SETS, LIBRARY, read_report
 
-ABI: Final = 2
+ABI: Final = 3
 """The version of the C interface that this Python speaks."""
 
 VARIABLE: Final = "STEPWELL_NATIVE"

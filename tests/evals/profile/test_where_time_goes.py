@@ -114,10 +114,10 @@ def run_after(delay: Callable[[], object], least: int, most: int) -> Callable[..
     """torch's executor, which delays forwards over so many tokens."""
     run = TorchExecutor.run
 
-    def call(self: TorchExecutor, chunks: list[Chunk], interventions: object = ()) -> object:
+    def call(self: TorchExecutor, chunks: list[Chunk]) -> object:
         if least <= len(chunks[0].ids) <= most:
             delay()
-        return run(self, chunks, interventions)  # type: ignore[arg-type]
+        return run(self, chunks)  # type: ignore[arg-type]
 
     return call
 

@@ -22,7 +22,7 @@ from stepwell.evals.bench.training import share
 from stepwell.evals.bench.turns import Turn, rate, take_turns
 from stepwell.generate.executor import Chunk, Executor, NativeExecutor, TorchExecutor
 from stepwell.model.cache import KVCache
-from stepwell.model.hooks import Intervention, ZeroHeads
+from stepwell.model.interventions import Intervention, ZeroHeads
 from stepwell.model.native import native_decoder
 from stepwell.model.transformer import Transformer
 

@@ -18,7 +18,7 @@ from stepwell.evals.bench.plan import Weights
 from stepwell.evals.bench.training import TimedTrainer
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.request import Event, FinishedEvent, Request, SamplingParams
-from stepwell.model.hooks import Intervention
+from stepwell.model.interventions import Intervention
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import load_model
 

@@ -23,7 +23,7 @@ from stepwell.evals.profile.result import (
 from stepwell.evals.profile.watched import watched_engine, watched_generator, watched_parts
 from stepwell.generate.request import Completion
 from stepwell.generate.text import TextGenerator
-from stepwell.model.hooks import Intervention
+from stepwell.model.interventions import Intervention
 from stepwell.model.transformer import Transformer
 
 READ_MIB: Final = 2048

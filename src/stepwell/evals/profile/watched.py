@@ -32,7 +32,6 @@ from stepwell.generate.sequence import Handle
 from stepwell.generate.speculative import DraftRule, DraftSource
 from stepwell.generate.text import TextGenerator
 from stepwell.model.blocks import blocks_for
-from stepwell.model.hooks import Intervention
 from stepwell.model.transformer import Block, Transformer
 from stepwell.native.library import load as load_kernels
 
@@ -127,13 +126,18 @@ class _WatchedExecutor:
     def __init__(self, executor: Executor, engine: WatchedEngine) -> None:
         self._executor, self._engine = executor, engine
 
-    def run(self, chunks: Sequence[Chunk], interventions: Sequence[Intervention] = ()) -> Output:
+    @property
+    def name(self) -> str:
+        """That of the executor."""
+        return self._executor.name
+
+    def run(self, chunks: Sequence[Chunk]) -> Output:
         phase, known = self._engine.phase, self._engine.computed_by
         name = executor_name(self._executor)
         if name not in known.setdefault(phase, []):
             known[phase].append(name)
         with self._engine.clock.during(phase):
-            output = self._executor.run(chunks, interventions)
+            output = self._executor.run(chunks)
             self._engine.settle()
         return output
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "elementwise.h"
+#include "hooks.h"
 #include "linear.h"
 
 namespace stepwell {
@@ -101,11 +102,18 @@ struct Scores {
     int64_t stride;
 };
 
+// Who wants the patterns of a tile, and by which numbers it knows the first row and head.
+struct Patterns {
+    Hooks hooks;
+    int32_t row, head;
+};
+
 // Neighbouring queries [count, heads, width] from `position` on, count q_stride apart; their mixtures of
 // values go to `out`, laid out alike.
 template <class Format>
 static void attend(const Past<typename Format::Weight> &past, const float *q, int64_t q_stride, int32_t count,
-                   int32_t heads, int32_t position, float scale, int32_t window, Scores &own, float *out) {
+                   int32_t heads, int32_t position, float scale, int32_t window, const Patterns &patterns, Scores &own,
+                   float *out) {
     const auto begin_of = [&](int32_t p) { return window > 0 && p >= window ? p - window + 1 : 0; };
     const int32_t width = past.width, last = position + count - 1;
     const int32_t begin = begin_of(position), end = position + 1, rows = count * heads;
@@ -122,6 +130,8 @@ static void attend(const Past<typename Format::Weight> &past, const float *q, in
         float *scores = own.scores + row * own.stride + first - begin;
         for (int32_t t = 0; t <= p - first; ++t) scores[t] *= scale;
         own.totals[row] = exponentials(scores, p - first + 1);
+        patterns.hooks.touch_pattern(patterns.row + row / heads, patterns.head + row % heads, first, p - first + 1, scores,
+                                     own.totals[row]);
         mix(past, first, common, 1, scores, own.stride, own.mixtures + row * width);
     }
     mix(past, common, end, rows, own.scores + common - begin, own.stride, own.mixtures);

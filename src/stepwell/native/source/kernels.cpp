@@ -10,6 +10,7 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "hooks.h"
 #include "int8.h"
 #include "linear.h"
 #include "noise.h"
@@ -129,14 +130,25 @@ public:
             const stepwell_layer &weights = model.layers[layer];
             project(weights, layer);
             attention(weights, layer);
-            add(weights.o, shared.heads, queries);
+            add(weights.o, shared.heads, queries, at(layer, STEPWELL_ATTENTION_OUTPUT), none, none);
             feed_forward(weights);
-            add(weights.down, shared.inner, model.mlp_width);
+            const bool last = layer + 1 == model.num_layers;
+            add(weights.down, shared.inner, model.mlp_width, at(layer, STEPWELL_MLP_OUTPUT),
+                at(layer, STEPWELL_RESIDUAL_AFTER), last ? none : at(layer + 1, STEPWELL_RESIDUAL_BEFORE));
         }
         head();
     }
 
 private:
+    static constexpr Hooks none = {nullptr, nullptr};
+
+    // What happens at a point of a layer; the logits are point 0 behind the last layer.
+    Hooks at(int32_t layer, int32_t point) const {
+        if (step.hook_starts == nullptr) return none;
+        const int32_t *starts = step.hook_starts + layer * STEPWELL_POINTS + point;
+        return {step.hooks + starts[0], step.hooks + starts[1]};
+    }
+
     // How many outputs a thread takes at a time: half of its share, in whole tiles.
     int32_t strip_of(int32_t outputs) const {
         const int64_t share = round_up(outputs / (2 * member.team->size) + 1, 8);
@@ -157,9 +169,11 @@ private:
             if (row == 0) find_tiles();
             float *x = shared.x + (int64_t)row * model.width;
             copy(model.embedding, step.ids[row], x);
-            if (model.position_embedding == nullptr) continue;
-            copy(model.position_embedding, step.positions[row], own.normed);
-            for (int32_t k = 0; k < model.width; ++k) x[k] += own.normed[k];
+            if (model.position_embedding != nullptr) {
+                copy(model.position_embedding, step.positions[row], own.normed);
+                for (int32_t k = 0; k < model.width; ++k) x[k] += own.normed[k];
+            }
+            at(0, STEPWELL_RESIDUAL_BEFORE).touch(step.first_row + row, 0, 0, model.width, x);
         }
         barrier(member);
     }
@@ -262,19 +276,29 @@ private:
 
     template <class Format>
     void attend_rows(const stepwell_layer &weights, int32_t layer, int32_t row, int32_t count, int32_t head) {
-        const int64_t at = row * queries + (int64_t)head * group * model.head_dim;
-        attend<Format>(past<typename Format::Weight>(layer, head, row + count - 1), shared.q + at, queries, count, group,
-                       step.positions[row], weights.score_scale, weights.window, own.attention, shared.heads + at);
+        const int64_t start = row * queries + (int64_t)head * group * model.head_dim;
+        const Patterns patterns = {at(layer, STEPWELL_PATTERN), step.first_row + row, head * group};
+        attend<Format>(past<typename Format::Weight>(layer, head, row + count - 1), shared.q + start, queries, count, group,
+                       step.positions[row], weights.score_scale, weights.window, patterns, own.attention,
+                       shared.heads + start);
+        const Hooks hooks = at(layer, STEPWELL_HEADS);
+        for (int32_t i = 0; hooks.any() && i < count * group; ++i)
+            hooks.touch(patterns.row + i / group, patterns.head + i % group, 0, model.head_dim,
+                        shared.heads + start + i / group * queries + i % group * model.head_dim);
     }
 
-    // Adds a linear layer's outputs to the residual stream.
-    void add(const stepwell_linear &layer, const float *inputs, int64_t input_stride) {
+    // Adds a linear layer's outputs to the residual stream. Hooks: of the outputs, then of the stream.
+    void add(const stepwell_linear &layer, const float *inputs, int64_t input_stride, Hooks outputs, Hooks after,
+             Hooks before) {
         prepare(layer, inputs, input_stride, step.rows, own.operand);
         strips(layer.outputs, [&](int32_t first, int32_t count) {
             apply(layer, first, count, own.operand, step.rows, own.strip, stride);
             for (int32_t row = 0; row < step.rows; ++row) {
-                float *x = shared.x + (int64_t)row * model.width + first;
-                for (int32_t i = 0; i < count; ++i) x[i] += own.strip[row * stride + i];
+                float *x = shared.x + (int64_t)row * model.width + first, *output = own.strip + row * stride;
+                outputs.touch(step.first_row + row, 0, first, count, output);
+                for (int32_t i = 0; i < count; ++i) x[i] += output[i];
+                after.touch(step.first_row + row, 0, first, count, x);
+                before.touch(step.first_row + row, 0, first, count, x);
             }
         });
     }
@@ -303,11 +327,14 @@ private:
         for (int32_t row = 0; row < wanted; ++row) own.best[row] = -1;
         strips(wanted > 0 ? model.vocab_size : 0, [&](int32_t first, int32_t count) {
             apply(model.head, first, count, own.operand, wanted, own.strip, stride);
-            for (int32_t row = 0; row < wanted; ++row) {
-                const float *logits = own.strip + row * stride;
-                memcpy(step.logits + (int64_t)row * model.vocab_size + first, logits, count * sizeof(float));
-                if (!may_win(logits, count, own.best[row] < 0 ? -__builtin_inff() : own.best_logit[row])) continue;
-                for (int32_t i = 0; i < count; ++i) prefer(own, row, first + i, logits[i]);
+            for (int32_t row = 0, out = 0; row < step.rows; ++row) {
+                if (!step.wanted[row]) continue;
+                float *logits = own.strip + out * stride;
+                at(model.num_layers, 0).touch(step.first_row + row, 0, first, count, logits);
+                memcpy(step.logits + (int64_t)out * model.vocab_size + first, logits, count * sizeof(float));
+                if (may_win(logits, count, own.best[out] < 0 ? -__builtin_inff() : own.best_logit[out]))
+                    for (int32_t i = 0; i < count; ++i) prefer(own, out, first + i, logits[i]);
+                ++out;
             }
         });
     }
@@ -395,6 +422,7 @@ void run(const stepwell_model *model, const stepwell_step *step, int32_t threads
         part.rows = rest < ROWS ? rest : ROWS;
         run_team(work, &call, threads);
         const int32_t wanted = count_wanted(part);
+        part.first_row += part.rows;
         part.ids += part.rows;
         part.positions += part.rows;
         part.tables += (int64_t)part.rows * part.table_width;

@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define STEPWELL_ABI 2
+#define STEPWELL_ABI 3
 #define STEPWELL_BLOCK 64     // positions of a cache block
 #define STEPWELL_GROUP 128    // int8: weights that share a scale
 
@@ -61,9 +61,30 @@ typedef struct {
     const stepwell_layer *layers;
 } stepwell_model;
 
+// Where a step can be read or changed: the points of each layer, and behind the last layer the logits.
+enum stepwell_point {
+    STEPWELL_RESIDUAL_BEFORE = 0, STEPWELL_PATTERN = 1, STEPWELL_HEADS = 2, STEPWELL_ATTENTION_OUTPUT = 3,
+    STEPWELL_MLP_OUTPUT = 4, STEPWELL_RESIDUAL_AFTER = 5, STEPWELL_POINTS = 6
+};
+enum stepwell_action { STEPWELL_SCALE = 0, STEPWELL_ADD = 1, STEPWELL_SET = 2, STEPWELL_KEEP = 3 };
+
+// What happens at one point of one layer to some neighbouring rows: values are multiplied by `number`,
+// replaced or added to by `values` (SET without them: by `number`), or kept at `to`. A pattern is that of
+// a query, from key 0 on. What a query may not see stays zero.
+typedef struct {
+    const int32_t *slots;                         // [num_heads]: of which head's values, -1: stays; null: all
+    const float *values;                          // of the first row, or null
+    float *to;                                    // KEEP: where the first row's go
+    int64_t row_stride, slot_stride;              // of `values` or `to`
+    int32_t first_row, rows;
+    int32_t action;                               // stepwell_action
+    float number;
+} stepwell_hook;
+
 typedef struct {
     int32_t rows;
     int32_t table_width;
+    int32_t first_row;                            // the number that hooks give to row 0
     const int32_t *ids;                           // [rows]
     const int32_t *positions;                     // [rows]
     const int32_t *tables;                        // [rows, table_width]: blocks of each row's sequence
@@ -73,6 +94,8 @@ typedef struct {
     int32_t *best;                                // [wanted rows]: lowest id of the highest logit
     float *best_logit;                            // [wanted rows]: that logit; NaN where any logit is
     void *workspace;                              // stepwell_workspace_bytes(), any content
+    const stepwell_hook *hooks;                   // sorted by layer and point, in the order of their effect
+    const int32_t *hook_starts;                   // [layers * POINTS + 2]: each one's first; null without any
 } stepwell_step;
 
 #define STEPWELL_EXPORT __attribute__((visibility("default")))
