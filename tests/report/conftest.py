@@ -58,8 +58,10 @@ class Browser:
         ]
         attached = self("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)
         self.session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
+        for domain in ("Page", "Runtime", "Log"):
             self(f"{domain}.enable")
+        # A browser that keeps what it loads for us stops while it decodes a large page once more.
+        self("Network.enable", maxTotalBufferSize=0, maxResourceBufferSize=0)
 
     def __call__(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of one command; what happens meanwhile is kept in `events`."""
@@ -116,6 +118,23 @@ class Browser:
         self("Input.dispatchMouseEvent", type="mouseMoved", **at)
         for kind in ("mousePressed", "mouseReleased") if click else ():
             self("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
+
+    def wheel(self, x: float, y: float, turn: float, *, control: bool = False) -> None:
+        """Turn the wheel at a place of the window, away from the reader where `turn` is below 0."""
+        wheel = {"deltaX": 0, "deltaY": turn, "modifiers": 2 if control else 0}
+        self("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, **wheel)
+
+    def touch(self, selector: str) -> None:
+        """Tap the middle of the first such element with a finger."""
+        self("Emulation.setTouchEmulationEnabled", enabled=True)
+        element = f"document.querySelector({json.dumps(selector)})"
+        scrolled = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        self.run(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}}), {scrolled}")
+        box = self.run(f"{element}.getBoundingClientRect().toJSON()")
+        at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        self("Input.dispatchTouchEvent", type="touchStart", touchPoints=[at])
+        self("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self("Emulation.setTouchEmulationEnabled", enabled=False)
 
     def press(self, key: str) -> None:
         # Chromium closes a dialog on the code of the key, not on its name.

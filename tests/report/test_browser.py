@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepwell.report import Chart, Heatmap, HeatmapGrid, Page, Series, Table
+from stepwell.report import Chart, Choice, Heatmap, HeatmapGrid, Page, Series, Table, TokenStrip
 from stepwell.report.palette import DARK, LIGHT, rgb
 from stepwell.report.scale import chart_axes
 
@@ -45,10 +45,15 @@ def painted(browser, path: Path, **look) -> None:
     browser.wait("document.querySelector('figure.grid').dataset.painted === 'all'")
 
 
+def heatmap() -> Heatmap:
+    return Heatmap("Lens", [[0.1, 0.9]], text=[["a", "b"]], x_label="token", y_label="layer")
+
+
 def full_page() -> Page:
-    heatmap = Heatmap("Lens", [[0.1, 0.9]], text=[["a", "b"]], x_label="token", y_label="layer")
     page = Page("Everything", lead="A lead.", command="stepwell train")
-    return page.add("Some text.", loss_chart(), heatmap, attention(), Table(("a",), [(1,)]))
+    return page.add(
+        "Some text.", loss_chart(), heatmap(), strip(), attention(), Table(("a",), [(1,)])
+    )
 
 
 def test_page_asks_for_nothing_but_itself(browser, tmp_path):
@@ -124,6 +129,109 @@ def test_line_is_drawn_where_its_values_are(browser, tmp_path):
     assert colored.mean() == pytest.approx(box["y"] + box["height"] * (1 - red), abs=1.5)
 
 
+def test_heatmap_tells_value_and_error_under_the_pointer_and_the_keys(browser, tmp_path):
+    figure = Heatmap(
+        "h",
+        [[0.5, np.nan], [-0.25, 1.0]],
+        ["x0", "x1"],
+        ["y0", "y1"],
+        x_label="head",
+        y_label="layer",
+        value_label="effect",
+        center=0.0,
+        error=[[0.125, np.nan], [0.5, np.nan]],
+    )
+    browser.open(Page("p").add(figure).write(tmp_path / "page.html"))
+    browser.point("tbody tr:nth-child(2) td")
+    expected = "layer y1, head x0 effect −0.25 standard error ± 0.5"
+    assert browser.text("#tip").split() == expected.split()
+    browser.run("document.querySelector('.scroll').focus()")
+    browser.press("ArrowRight")
+    assert browser.text("#tip").split() == ["layer", "y1,", "head", "x1", "effect", "1"]
+    browser.press("ArrowUp")
+    assert browser.text("#tip").split() == ["layer", "y0,", "head", "x1", "effect", "–"]
+    browser.press("ArrowRight")  # past the end of a row comes the next
+    assert browser.text("#tip").startswith("layer y1, head x0")
+    browser.press("Escape")
+    assert browser.run("document.getElementById('tip').hidden")
+
+
+def strip(count: int = 40, hostile: bool = False) -> TokenStrip:
+    """Tokens t0, t1 ..., a line end after every tenth; each has two choices, the second it."""
+    names = [f"t{place}{'⏎' if place % 10 == 9 else ''}" for place in range(count)]
+    names[1] = HOSTILE if hostile else names[1]
+    choices = [
+        [Choice("other", 0.75, 1), Choice(name, 0.125, 7, actual=True)] for name in names[1:]
+    ]
+    values = [np.nan, *(0.125 for _ in names[1:])]
+    return TokenStrip("s", names, values, [(), *choices], value_range=(0, 1))
+
+
+def test_strip_tells_what_else_could_stand_at_a_token(browser, tmp_path):
+    browser.open(Page("p").add(strip()).write(tmp_path / "page.html"))
+    browser.point(".strip .text span:nth-of-type(4)")
+    expected = "token 3: t3 probability 0.125 1 other 75% 7 t3 ✓ 12.5%"
+    assert browser.text("#tip").split() == expected.split()
+    weights = "[...tip.querySelectorAll('dt')].map(one => getComputedStyle(one).fontWeight > 600)"
+    assert browser.run(weights) == [False, False, True]
+    browser.point(".strip .text span")
+    assert browser.text("#tip").split() == ["token", "0:", "t0"]
+
+
+def test_strip_is_read_with_the_keyboard_in_both_directions(browser, tmp_path):
+    browser.open(Page("p").add(strip()).write(tmp_path / "page.html"))
+    browser.run("document.querySelector('.strip .text').focus()")
+    places = {"Home": 0, "ArrowRight": 1, "ArrowDown": 11, "ArrowLeft": 10, "ArrowUp": 0}
+    for key, place in places.items():
+        browser.press(key)
+        assert browser.text("#tip").startswith(f"token {place}:"), key
+    browser.press("End")
+    assert browser.text("#tip").startswith("token 39:")
+    browser.press("ArrowRight")
+    assert browser.text("#tip").startswith("token 39:")
+
+
+def test_strip_is_read_with_a_finger_until_another_place_is_touched(browser, tmp_path):
+    browser.open(Page("p").add(strip(), heatmap()).write(tmp_path / "page.html"), width=375)
+    browser.touch(".strip .text span:nth-of-type(4)")
+    assert browser.text("#tip").startswith("token 3:")
+    browser.touch(".heatmap td[data-v]")
+    assert browser.text("#tip").startswith("layer 0, token 0")
+    browser.touch("h1")
+    assert browser.run("document.getElementById('tip').hidden")
+
+
+def test_hostile_token_of_a_strip_is_shown_and_not_run(browser, tmp_path):
+    browser.open(Page("p").add(strip(hostile=True)).write(tmp_path / "page.html"))
+    browser.point(".strip .text span:nth-of-type(2)", 0.01)
+    assert HOSTILE in browser.text("#tip")
+    assert browser.run("window.owned") is None
+    assert browser.run("document.querySelectorAll('img').length") == 0
+    assert browser.complaints() == []
+
+
+def test_strip_of_two_thousand_tokens_answers_at_once(browser, tmp_path):
+    browser.open(Page("p").add(strip(2000)).write(tmp_path / "page.html"))
+    browser.run("document.querySelector('.strip .text').focus()")
+    browser.press("Home")
+    browser.press("ArrowDown")
+    assert browser.text("#tip").startswith("token 10:")
+    browser.press("End")
+    assert browser.text("#tip").startswith("token 1999:")
+    seen = "document.querySelector('.strip .on').getBoundingClientRect().bottom <= innerHeight"
+    assert browser.run(seen)
+    slowest = """(() => {
+      const spans = [...document.querySelectorAll('.strip .text span')].slice(-200);
+      return Math.max(...spans.map((span) => {
+        const begun = performance.now();
+        span.dispatchEvent(new PointerEvent('pointerover', { bubbles: true }));
+        tip.getBoundingClientRect();
+        return performance.now() - begun;
+      }));
+    })()"""
+    assert browser.run(slowest) < 100  # ms; 3 on a machine at rest
+
+
 def test_map_shows_tokens_and_value_under_the_pointer(browser, tmp_path):
     grid = attention()
     painted(browser, Page("p").add(grid).write(tmp_path / "page.html"))
@@ -169,13 +277,73 @@ def test_own_scale_repaints_a_map_to_its_own_ends(browser, tmp_path):
     values = np.array([[[[0.0, 0.1]]], [[[0.0, 1.0]]]], dtype=np.float32)
     painted(browser, Page("p").add(HeatmapGrid("g", values)).write(tmp_path / "page.html"))
     pixel = (
-        "[...document.querySelector('.maps canvas').getContext('2d')"
-        ".getImageData(1, 0, 1, 1).data].slice(0, 3)"
+        "(({ canvas }) => [...canvas.getContext('2d').getImageData(0.75 * canvas.width, 0, 1, 1)"
+        ".data].slice(0, 3))({ canvas: document.querySelector('.maps canvas') })"
     )
     before = browser.run(pixel)
     browser.point(".color-scale input", click=True)
     browser.wait("document.querySelector('figure.grid').dataset.painted === 'all'")
     assert before != browser.run(pixel) == rgb(LIGHT.sequential[-1]).tolist()
+
+
+def test_enlarged_map_zooms_and_keeps_the_names_of_the_selected_cell_in_sight(browser, tmp_path):
+    grid = attention(1, 2, 128)
+    painted(browser, Page("p").add(grid).write(tmp_path / "page.html"))
+    browser.point(".maps button", click=True)
+    side = "document.querySelector('dialog .map').offsetWidth / 128"
+    whole = browser.run(side)
+    hidden = "[...document.querySelectorAll('dialog .tokens .spare')].length"
+    assert browser.run(hidden) > 0  # where all 128 names do not fit, some are left out
+    for _ in range(4):
+        browser.press("+")
+    assert browser.run(side) > 11 > whole
+    assert browser.run(hidden) == 0
+    for _ in range(30):
+        browser.press("ArrowDown")
+    for key in ["ArrowRight"] * 20:
+        browser.press(key)
+    assert browser.text("dialog .readout").endswith(
+        f"query 30: t30 → key 20: t20 · weight {grid.array[0, 0, 30, 20]:.4f}"
+    )
+    # The frame around a cell lets the pointer through to the map under it.
+    uncovered = """['.y .on', '.x .on', '.at'].map((what) => {
+      const one = document.querySelector('dialog ' + what), box = one.getBoundingClientRect();
+      const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+      return what === '.at' ? one.parentNode.contains(top) : top === one;
+    })"""
+    assert browser.run(uncovered) == [True] * 3
+    nearer = browser.run(side)
+    browser.point("dialog header button", click=True)
+    assert browser.run(side) < nearer
+    for _ in range(8):
+        browser.press("-")
+    assert browser.run(side) == whole
+
+
+def test_zoom_about_the_pointer_leaves_the_cell_under_it_where_it_is(browser, tmp_path):
+    painted(browser, Page("p").add(attention(1, 2, 128)).write(tmp_path / "page.html"))
+    browser.point(".maps button", click=True)
+    for _ in range(3):
+        browser.press("+")
+    browser.run("document.querySelector('dialog .large').scrollTo(300, 300)")
+    cell = """(() => {
+      const box = document.querySelector('dialog .map').getBoundingClientRect();
+      return [(400 - box.y) / box.height, (500 - box.x) / box.width].map((share) => 128 * share);
+    })()"""
+    before, width = browser.run(cell), browser.run("document.querySelector('.map').offsetWidth")
+    browser.wheel(500, 400, -100, control=True)
+    assert browser.run("document.querySelector('.map').offsetWidth") > 1.3 * width
+    assert browser.run(cell) == pytest.approx(before, abs=0.1)
+    browser.wheel(500, 400, 100)  # without the key it scrolls
+    browser.wait(f"{cell}[0] > {before[0] + 1}")
+
+
+def test_print_has_every_row_of_maps_also_those_that_were_never_on_screen(browser, tmp_path):
+    painted(browser, Page("p").add(attention(24, 2, 5)).write(tmp_path / "page.html"))
+    widths = "[...document.querySelectorAll('.maps canvas')].map((one) => one.width > 0)"
+    assert not all(browser.run(widths))
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert all(browser.run(widths))
 
 
 @pytest.mark.parametrize("width", [320, 375, 1400])
@@ -184,12 +352,3 @@ def test_page_never_scrolls_sideways(browser, tmp_path, width):
     page.add(Table(("a rather long heading",) * 9, [("wide " * 5,) * 9]))
     browser.open(page.write(tmp_path / "page.html"), width=width)
     assert browser.run("document.documentElement.scrollWidth") <= width
-
-
-def test_large_grid_is_painted_and_stays_awake(browser, tmp_path):
-    pattern = np.tril(np.full((64, 64), 0.5, dtype=np.float32))
-    grid = HeatmapGrid("large", np.broadcast_to(pattern, (32, 32, 64, 64)))
-    painted(browser, Page("p").add(grid).write(tmp_path / "page.html"))
-    assert browser.run("document.querySelectorAll('.maps button').length") == 1024
-    last = "[...document.querySelectorAll('.maps canvas')].at(-1).getContext('2d')"
-    assert browser.run(f"{last}.getImageData(0, 20, 1, 1).data[3]") == 255

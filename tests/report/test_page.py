@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from stepwell.config import write_atomically
 from stepwell.report import (
     Chart,
+    Choice,
     Column,
     Estimate,
     Facts,
@@ -27,12 +28,13 @@ from stepwell.report import (
     Preformatted,
     Series,
     Table,
+    TokenStrip,
 )
 from stepwell.report.markup import Markup, element, escape
 from stepwell.report.scale import chart_axes
 from stepwell.version import __version__
 
-VOID = {"meta", "link"}
+VOID = {"br", "meta", "link"}
 HOSTILE = (
     '</script><script>alert(\'1\')</script><img src="//x.example/p.png" onerror="a">\'&amp;]]>-->'
 )
@@ -95,7 +97,8 @@ def everything(text: str) -> Page:
             text, text, text, [named, Series(text, [0], [1], style="bars")], categories=[text] * 2
         ),
         Heatmap(text, square, text=[[text] * 2] * 2, **names),
-        Heatmap(text, square, center=0.2, **names),
+        Heatmap(text, square, center=0.2, error=square, error_label=text, **names),
+        TokenStrip(text, [text, "b"], [np.nan, 0.5], [(), [Choice(text, 0.5, 1, actual=True)]]),
         HeatmapGrid(text, square[None, None], row_labels=[text], column_labels=[text], **names),
         Table([text, Column(text, unit=text, best="max")], [(text, 1.5), (None, 2)], text, text),
         Facts([(text, text)]),
@@ -181,6 +184,8 @@ def test_text_is_read_back_as_it_was_given():
     assert HOSTILE in reader.texts("td")
     data = [json.loads(text) for text in reader.texts("script", type="application/json")]
     assert data[0]["series"][0]["name"] == HOSTILE
+    assert data[2]["choices"] == [[], [[1, HOSTILE, "50%", True]]]
+    assert HOSTILE in reader.texts("span")
     assert data[-1]["x"] == [HOSTILE] * 2
 
 
@@ -326,16 +331,50 @@ def test_large_heatmap_becomes_a_map():
     assert json.loads(reader.texts("script", type="application/json")[0])["shape"] == [1, 1, 65, 64]
 
 
+def test_heatmap_with_errors_stays_a_table_that_tells_them():
+    figure = Heatmap("h", np.zeros((65, 64)), error=np.full((65, 64), 0.025), error_label="se")
+    reader = Reader(Page("p").add(figure).html())
+    cells = reader.found("td", **{"data-e": "0.025"})
+    assert len(cells) == 65 * 64
+    assert reader.found("figure", **{"data-error": "se"})
+    without = Reader(Page("p").add(Heatmap("h", np.zeros((2, 2)))).html())
+    assert not any("data-e" in attributes for _, attributes, _ in without.found("td"))
+
+
+def test_strip_is_the_text_itself_with_a_shade_and_a_line_for_every_line():
+    strip = TokenStrip("s", ["a", "·b⏎", "c"], [np.nan, 0.0, 1.0])
+    reader = Reader(Page("p").add(strip).html())
+    spans = [
+        ("".join(text), attributes.get("class")) for _, attributes, text in reader.found("span")
+    ]
+    assert spans[-3:] == [("a", None), ("·b⏎", "s0"), ("c", "s47")]
+    assert len(reader.found("br")) == 1
+    spoken = str(reader.found("div", role="group")[0][1]["aria-label"])
+    assert spoken == (
+        "Text of 3 tokens, each with its probability: s. The largest value is 1 at token c."
+    )
+
+
 @pytest.mark.parametrize("center", [None, 0.0])
-def test_values_of_a_grid_are_read_back_within_a_step(center):
+@pytest.mark.parametrize("piece", [2**19, 7, 60])
+def test_values_of_a_grid_are_read_back_within_a_step(center, piece, monkeypatch):
+    monkeypatch.setattr("stepwell.report.maps.PIECE", piece)
     values = np.random.default_rng(1).normal(size=(2, 3, 5, 4)).astype(np.float32)
     values[0, 0, 0, 1] = np.nan
     reader = Reader(Page("p").add(HeatmapGrid("g", values, center=center)).html())
     header = json.loads(reader.texts("script", type="application/json")[0])
-    data = zlib.decompress(base64.b64decode(reader.texts("script", **{"class": "bytes"})[0]))
-    high, low = np.frombuffer(data, dtype=np.uint8).astype(int).reshape(2, *header["shape"])
-    codes = 256 * high + low
+    pieces = reader.texts("script", **{"class": "bytes"})
+    assert header["piece"] == piece
+    assert len(pieces) == -(-values.size // piece)
+    codes = np.concatenate([unpacked(text) for text in pieces]).reshape(header["shape"])
     span = header["high"] - header["low"]
     read = header["low"] + span * codes / 65534
     read[codes == 65535] = np.nan
     np.testing.assert_allclose(read, values, atol=0.51 * span / 65534)
+
+
+def unpacked(text: str) -> np.ndarray:
+    """The codes in one piece: all high bytes, then all low ones."""
+    data = zlib.decompress(base64.b64decode(text))
+    high, low = np.frombuffer(data, dtype=np.uint8).astype(int).reshape(2, -1)
+    return 256 * high + low

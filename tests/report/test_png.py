@@ -9,10 +9,13 @@ import sys
 import matplotlib as mpl
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from stepwell.report import Chart, Heatmap, HeatmapGrid, Series, write_png
+from stepwell.report import Chart, Heatmap, HeatmapGrid, Series, TokenStrip, write_png
 from stepwell.report.describe import describe, x_text
+from stepwell.report.draw_strip import GAP, lay_out
 from stepwell.report.palette import DARK, LIGHT, color_table, rgb
 from stepwell.report.png import draw
 
@@ -106,7 +109,8 @@ def test_any_text_can_be_drawn(text):
     grid = HeatmapGrid(
         text, np.ones((1, 1, 2, 2)), row_labels=[text], column_labels=[text], **names
     )
-    for picture in (chart, named, heatmap, grid):
+    strip = TokenStrip(text, [text, 300 * text], [np.nan, 0.5], value_label=text, note=text)
+    for picture in (chart, named, heatmap, grid, strip):
         assert draw(picture, LIGHT).startswith(b"\x89PNG")
 
 
@@ -165,3 +169,38 @@ def test_every_place_of_a_chart_of_categories_reads_as_the_nearest(count: int) -
         "1 at", "1.00 at"
     )
     assert [x_text(chart, place + 0.3) for place in range(count)] == names
+
+
+boxes = st.lists(st.tuples(st.floats(1, 60), st.booleans()), min_size=1, max_size=40)
+
+
+@given(boxes)
+def test_boxes_of_a_strip_follow_each_other_inside_the_room_and_waste_no_line(given_boxes):
+    widths = [float(round(width)) for width, _ in given_boxes]
+    ends = [ends_line for _, ends_line in given_boxes]
+    room = 100.0
+    places = lay_out(widths, ends, room)
+    assert places[0] == (0.0, 0)
+    for number in range(1, len(places)):
+        (left, line), (before, last) = places[number], places[number - 1]
+        beside = before + widths[number - 1] + GAP
+        assert left + widths[number] <= room
+        if line == last:
+            assert left == beside
+            assert not ends[number - 1]
+        else:
+            assert (left, line) == (0.0, last + 1)
+            assert ends[number - 1] or beside + widths[number] > room
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_every_token_of_a_strip_has_a_box_in_its_colour(theme):
+    table = color_table(theme.sequential)
+    strip = TokenStrip("", ["mm", "mm", "mm⏎", "mm"], [np.nan, 1.0, 0.0, 1.0], value_range=(0, 1))
+    image = pixels(strip, theme)
+    dark = np.argwhere((image == table[255]).all(axis=-1))
+    dark = dark[dark[:, 0] > image.shape[0] / 2]  # under the colour scale
+    rows, columns = np.unique(dark[:, 0]), np.unique(dark[:, 1])
+    assert (np.diff(rows) > 1).sum() == 1  # two lines of boxes
+    assert (np.diff(columns) > 1).sum() >= 1  # the second box of one line, the first of the next
+    assert count(pixels(TokenStrip("", ["mm"], [np.nan]), theme), table[255]) < len(dark) / 4

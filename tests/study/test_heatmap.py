@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from stepwell.errors import HookError, ShapeError
+from stepwell.errors import HookError, LogitsError, ShapeError
 from stepwell.generate.record import record
+from stepwell.generate.tape import Record
 from stepwell.model.config import ModelConfig
 from stepwell.model.transformer import Transformer
-from stepwell.study.heatmap import heatmap, token_probabilities, visible
+from stepwell.report import Page, write_png
+from stepwell.study.heatmap import heatmap, token_heatmap, token_probabilities, visible
 
 POINT = "attention.pattern"
 
@@ -74,12 +76,28 @@ def test_recorded_rows_are_shown_without_their_padding():
         )
     )
     model.initialize(seed=0)
-    seen = record(model, [[1, 2, 3, 4, 5], [6, 7, 8]], points=[POINT])
-    alone = record(model, [[6, 7, 8]], points=[POINT])
+    seen = record(model, [[1, 2, 3, 4, 5], [6, 7, 8]], Record(points=(POINT,)))
+    alone = record(model, [[6, 7, 8]], Record(points=(POINT,)))
     short = heatmap(seen, ["x", "y", "z"], row=1).figure
     assert short.array.shape == (2, 2, 3, 3)
     np.testing.assert_allclose(short.array, heatmap(alone, ["x", "y", "z"]).figure.array, atol=1e-6)
     np.testing.assert_allclose(np.nansum(short.array, axis=-1), 1.0, atol=1e-5)
+
+
+def test_recorded_positions_are_known_without_being_named():
+    model = Transformer(
+        ModelConfig(
+            vocab_size=11, context_length=8, width=16, num_layers=1, num_heads=2, num_kv_heads=2
+        )
+    )
+    model.initialize(seed=0)
+    prompts = [[1, 2, 3, 4, 5], [6, 7, 8]]
+    last = heatmap(
+        record(model, prompts, Record(points=(POINT,), positions="last")), list("xyz"), row=1
+    )
+    whole = heatmap(record(model, prompts, Record(points=(POINT,))), list("xyz"), row=1)
+    assert last.figure.y_ticks == ["z"]
+    np.testing.assert_allclose(last.figure.array, whole.figure.array[:, :, 2:], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -143,3 +161,108 @@ def test_probabilities_need_a_row_for_each_token():
 def test_extreme_logits_do_not_overflow():
     figure = token_probabilities(np.array([[1e4, -1e4, 0.0]]), ["a"], str, top=3)
     np.testing.assert_array_equal(figure.array[:, 0], [1.0, 0.0, 0.0])
+
+
+def words(count: int, size: int = 50, seed: int = 0) -> tuple[torch.Tensor, list[int]]:
+    """Random logits [T, V] and token ids [T]."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(count, size, generator=generator)
+    return logits, torch.randint(size, (count,), generator=generator).tolist()
+
+
+def test_each_token_has_the_probability_that_the_one_before_it_gave():
+    logits, tokens = words(9)
+    strip = token_heatmap(logits, tokens, lambda token: f" {token}\n")
+    loss = torch.nn.functional.cross_entropy(
+        logits[:-1].double(), torch.tensor(tokens[1:]), reduction="none"
+    )
+    assert np.isnan(strip.array[0])
+    np.testing.assert_allclose(strip.array[1:], (-loss).exp(), rtol=1e-12)
+    shifted = torch.softmax(logits.double(), dim=-1)[range(9), tokens]  # each from its own place
+    assert not np.allclose(strip.array[1:], shifted[1:])
+    assert strip.tokens == [f"·{token}⏎" for token in tokens]
+
+
+def test_probabilities_of_a_text_are_those_of_the_loss_of_transformers():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    ids = torch.randint(40, (1, 12))
+    with torch.no_grad():
+        answer = model(ids, labels=ids)
+    strip = token_heatmap(answer.logits[0], ids[0].tolist(), str)
+    assert -np.log(strip.array[1:]).mean() == pytest.approx(float(answer.loss), rel=1e-5)
+
+
+def test_choices_are_the_likeliest_in_order_and_the_token_itself_with_its_rank():
+    logits, tokens = words(30)
+    strip = token_heatmap(logits, tokens, str, top=4)
+    assert strip.choices[0] == ()
+    for place, choices in enumerate(strip.choices[1:], 1):
+        probabilities = torch.softmax(logits[place - 1].double(), dim=-1)
+        order = probabilities.argsort(descending=True).tolist()
+        rank = order.index(tokens[place]) + 1
+        expected = order[:4] if rank <= 4 else [*order[:4], tokens[place]]
+        assert [choice.text for choice in choices] == [str(token) for token in expected]
+        assert [choice.rank for choice in choices[:4]] == [1, 2, 3, 4]
+        assert [choice.rank for choice in choices if choice.actual] == [rank]
+        given = [choice.probability for choice in choices]
+        np.testing.assert_allclose(given, probabilities[expected], rtol=1e-12)
+
+
+def test_of_equally_likely_tokens_the_smaller_id_comes_first():
+    strip = token_heatmap(torch.zeros(3, 6), [0, 4, 1], str, top=2)
+    assert [(one.text, one.rank, one.actual) for one in strip.choices[1]] == [
+        ("0", 1, False),
+        ("1", 2, False),
+        ("4", 5, True),
+    ]
+    assert [one.actual for one in strip.choices[2]] == [False, True]
+
+
+def test_more_choices_than_there_are_tokens_are_all_of_them():
+    strip = token_heatmap(torch.tensor([[0.0, -torch.inf, 2.0]] * 2), [0, 1], str, top=9)
+    assert [(one.text, one.rank) for one in strip.choices[1]] == [("2", 1), ("0", 2), ("1", 3)]
+    assert strip.array[1] == 0.0
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (5,), (1, 3, 5)])
+def test_a_text_needs_a_row_of_logits_for_each_token(shape):
+    with pytest.raises(ShapeError, match=r"expected logits \[3, V\]"):
+        token_heatmap(np.zeros(shape), [1, 2, 3], str)
+
+
+def test_logits_that_are_not_numbers_are_refused():
+    logits = torch.zeros(3, 5)
+    logits[1, 2] = torch.nan
+    with pytest.raises(LogitsError):
+        token_heatmap(logits, [1, 2, 3], str)
+
+
+@pytest.mark.parametrize("token", [-1, 5])
+def test_a_token_outside_the_vocabulary_is_refused(token):
+    with pytest.raises(ShapeError, match=f"no token {token} of 5"):
+        token_heatmap(torch.zeros(2, 5), [0, token], str)
+
+
+def test_recorded_logits_of_a_text_are_drawn(tmp_path):
+    model = Transformer(
+        ModelConfig(
+            vocab_size=11, context_length=8, width=16, num_layers=1, num_heads=2, num_kv_heads=2
+        )
+    )
+    model.initialize(seed=0)
+    seen = record(model, [[1, 2, 3, 4, 5]], Record(points=("logits",)))
+    [logits] = seen.values()
+    strip = token_heatmap(logits[0], [1, 2, 3, 4, 5], lambda token: "<\n "[token % 3])
+    page = Page("p").add(strip).write(tmp_path / "page.html").read_text("utf-8")
+    assert "&lt;" in page
+    assert write_png(strip, tmp_path / "strip.png").read_bytes().startswith(b"\x89PNG")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from stepwell.report.figure import (
     Chart,
+    Choice,
     Column,
     Estimate,
     Facts,
@@ -15,12 +16,14 @@ from stepwell.report.figure import (
     Preformatted,
     Series,
     Table,
+    TokenStrip,
 )
 from stepwell.report.html import Page
 from stepwell.report.png import write_png
 
 __all__ = [
     "Chart",
+    "Choice",
     "Column",
     "Estimate",
     "Facts",
@@ -30,5 +33,6 @@ __all__ = [
     "Preformatted",
     "Series",
     "Table",
+    "TokenStrip",
     "write_png",
 ]

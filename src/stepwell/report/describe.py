@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell.report.figure import Chart, Heatmap, HeatmapGrid, Picture, Series
+from stepwell.report.figure import Chart, Heatmap, HeatmapGrid, Picture, Series, TokenStrip
 from stepwell.report.numerals import number, percent
 
 
@@ -15,7 +15,7 @@ def describe(picture: Picture) -> str:
         return _chart(picture)
     if isinstance(picture, Heatmap):
         return _heatmap(picture)
-    return _grid(picture)
+    return _strip(picture) if isinstance(picture, TokenStrip) else _grid(picture)
 
 
 def x_text(chart: Chart, value: float) -> str:
@@ -74,6 +74,14 @@ def _grid(grid: HeatmapGrid) -> str:
     return (
         f"Grid of {rows} x {columns} heatmaps: {grid.title}. Each shows {num_y} by {grid.y_label}"
         f" and {num_x} by {grid.x_label}. {_largest(grid.array, list(grid.names), labels)}"
+    )
+
+
+def _strip(strip: TokenStrip) -> str:
+    names = [list(strip.tokens)]
+    return (
+        f"Text of {len(strip.tokens)} tokens, each with its {strip.value_label}: {strip.title}."
+        f" {_largest(strip.array, names, ['token'])}"
     )
 
 

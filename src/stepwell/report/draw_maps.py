@@ -17,7 +17,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from stepwell.report.figure import Heatmap, HeatmapGrid
+from stepwell.report.figure import Heatmap, HeatmapGrid, TokenStrip
 from stepwell.report.layout import cell_text, short_names
 from stepwell.report.numerals import number
 from stepwell.report.palette import Theme, color_table, text_is_pale
@@ -47,15 +47,15 @@ def _draw_heatmap(heatmap: Heatmap, theme: Theme) -> Sheet:
     left = MARGIN + _names_width(heatmap.row_names, heatmap.y_label)
     under = _names_height(heatmap.column_names, across, heatmap.x_label)
     width, height = across * columns, along * rows
-    sheet, top = _sheet(heatmap, theme, left + width + MARGIN, height + under, scale)
-    colors = _colors(heatmap.array, scale, theme)
+    sheet, top = paper_for(heatmap, theme, left + width + MARGIN, height + under, scale)
+    colors = shade_colors(heatmap.array, scale, theme)
     sheet.image(colors, left, top, width, height)
     _name_rows(sheet, heatmap.row_names, left, top, along, heatmap.y_label)
     _name_columns(sheet, heatmap.column_names, left, top + height, across, heatmap.x_label)
     for row, line in enumerate(text):
         for column, word in enumerate(line):
             x, y = left + across * (column + 0.5), top + along * (row + 0.5)
-            color = _text_color(colors[row, column], theme)
+            color = text_color(colors[row, column], theme)
             sheet.write(word, x, y, size=SMALL, color=color, ha="center", va="center_baseline")
     return sheet
 
@@ -110,11 +110,11 @@ def _draw_grid(grid: HeatmapGrid, theme: Theme) -> Sheet:
     num_rows, num_columns = grid.array.shape[:2]
     left = MARGIN + widest(grid.names[0], SMALL) + 9 + tiling.ticks_width
     width, height = tiling.step[0] * num_columns, tiling.step[1] * num_rows
-    sheet, top = _sheet(
+    sheet, top = paper_for(
         grid, theme, left + width + MARGIN, height + LINE + tiling.ticks_height, scale
     )
     top += LINE
-    image = _tiles(_colors(grid.array, scale, theme), tiling)
+    image = _tiles(shade_colors(grid.array, scale, theme), tiling)
     _draw_frames(sheet.image(image, left, top, width, height), tiling, theme)
     _name_maps(sheet, tiling, left, top)
     return sheet
@@ -170,8 +170,12 @@ def _name_maps(sheet: Sheet, tiling: Tiling, left: float, top: float) -> None:
             _name_rows(sheet, y_names, left, start, tiling.cell, "")
 
 
-def _sheet(
-    picture: Heatmap | HeatmapGrid, theme: Theme, width: float, height: float, scale: ColorScale
+def paper_for(
+    picture: Heatmap | HeatmapGrid | TokenStrip,
+    theme: Theme,
+    width: float,
+    height: float,
+    scale: ColorScale,
 ) -> tuple[Sheet, float]:
     """A sheet with caption and colour scale, and where, under them, room of `height` begins."""
     width = max(LEAST_WIDTH, width)
@@ -237,7 +241,7 @@ def _cell_size(rows: int, columns: int, text: Sequence[Sequence[str]]) -> tuple[
     return side, side
 
 
-def _colors(array: NDArray[np.floating], scale: ColorScale, theme: Theme) -> NDArray[np.uint8]:
+def shade_colors(array: NDArray[np.floating], scale: ColorScale, theme: Theme) -> NDArray[np.uint8]:
     """Red, green, blue and opacity of each value, shape [..., 4]; NaN is transparent."""
     place = scale.place(array)
     steps = np.round(np.nan_to_num(place) * 255).astype(np.int64)
@@ -249,7 +253,8 @@ def _stops(scale: ColorScale, theme: Theme) -> Sequence[str]:
     return theme.diverging if scale.diverging else theme.sequential
 
 
-def _text_color(color: NDArray[np.uint8], theme: Theme) -> str:
+def text_color(color: NDArray[np.uint8], theme: Theme) -> str:
+    """The colour of text on a shade, or on the paper where the shade is transparent."""
     if color[3] == 0:
         return theme.muted
     return "#ffffff" if text_is_pale(color[None, :3])[0] else "#000000"

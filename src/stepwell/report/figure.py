@@ -1,7 +1,7 @@
 """What a figure shows, as plain frozen values. How it looks is the renderers' business.
 
-Owns `Chart`, `Heatmap` and `HeatmapGrid`, the pictures that both `stepwell.report.png` and
-`stepwell.report.html` draw, and `Table`, `Facts` and `Preformatted`, which only a page can hold.
+Owns `Chart`, `Heatmap`, `HeatmapGrid` and `TokenStrip`, the pictures that both the `png` and the
+`html` of this package draw, and `Table`, `Facts` and `Preformatted`, which only a page can hold.
 Knows nothing of colours, pixels, models or runs.
 """
 
@@ -21,6 +21,8 @@ from stepwell.errors import ConfigError, ShapeError, UsageError
 Style = Literal["line", "points", "bars", "reference"]
 Bounds = tuple[float | None, float | None]
 MOST_GRID_VALUES = 2**24
+MOST_TOKENS = 2**14
+LINE_END = "⏎"
 Kind = TypeVar("Kind", np.float32, np.float64)
 
 
@@ -101,7 +103,8 @@ class Heatmap:
     """Values [rows, columns] as colour, each row and column named, and `text` in the cells.
 
     Where `center` is given, values below and above it get two hues that meet there. NaN stays
-    blank. `value_range` fixes the ends of the colour scale, None where the data decide.
+    blank. `value_range` fixes the ends of the colour scale, None where the data decide. `error`,
+    shaped like the values, is told beside each on a page, as what `error_label` says it is.
     """
 
     title: str
@@ -115,6 +118,8 @@ class Heatmap:
     center: float | None = None
     value_range: Bounds = (None, None)
     note: str = ""
+    error: ArrayLike | None = None
+    error_label: str = "standard error"
 
     def __post_init__(self) -> None:
         rows, columns = _dimensions(self.title, self.values, 2)
@@ -122,11 +127,22 @@ class Heatmap:
         _check_names(self.title, "y_ticks", self.y_ticks, rows)
         if self.text and (len(self.text), {len(row) for row in self.text}) != (rows, {columns}):
             raise ShapeError(f"heatmap {self.title!r}: expected text of {rows} x {columns} cells.")
+        if self.error is not None and np.shape(self.error) != (rows, columns):
+            raise ShapeError(
+                f"heatmap {self.title!r}: {rows} x {columns} values have an error of shape"
+                f" {list(np.shape(self.error))}."
+            )
 
     @cached_property
     def array(self) -> NDArray[np.float64]:
         """The values [rows, columns]; NaN where one is not finite."""
         return _finite(self.values, np.float64)
+
+    @cached_property
+    def errors(self) -> NDArray[np.float64]:
+        """The error of each value [rows, columns]; NaN where none is given."""
+        absent = np.full(self.array.shape, np.nan)
+        return absent if self.error is None else _finite(self.error, np.float64)
 
     @property
     def column_names(self) -> list[str]:
@@ -184,7 +200,54 @@ class HeatmapGrid:
         return rows, columns, y, x
 
 
-Picture = Chart | Heatmap | HeatmapGrid
+@dataclass(frozen=True)
+class Choice:
+    """A token that could stand at a place: its probability, its rank from 1, whether it does."""
+
+    text: str
+    probability: float
+    rank: int
+    actual: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStrip:
+    """A text as its tokens, each coloured by a value [T]; NaN stays blank.
+
+    `choices` are the tokens that could stand at each place, likeliest first, which a page tells
+    under the pointer. A new line begins after a token that ends in ⏎. Raises UsageError beyond 2^14
+    tokens, which nobody could look through.
+    """
+
+    title: str
+    tokens: Sequence[str]
+    values: ArrayLike
+    choices: Sequence[Sequence[Choice]] = ()
+    value_label: str = "probability"
+    center: float | None = None
+    value_range: Bounds = (None, None)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        (count,) = _dimensions(self.title, self.values, 1)
+        if count > MOST_TOKENS:
+            raise UsageError(
+                f"{self.title!r} has {count:,} tokens; a strip holds {MOST_TOKENS:,}.",
+                fix="show a part of the text.",
+            )
+        if len(self.tokens) != count or len(self.choices) not in (0, count):
+            raise ShapeError(
+                f"strip {self.title!r}: {count} values have {len(self.tokens)} tokens and"
+                f" {len(self.choices)} lists of choices."
+            )
+
+    @cached_property
+    def array(self) -> NDArray[np.float64]:
+        """The values [T]; NaN where one is not finite."""
+        return _finite(self.values, np.float64)
+
+
+Picture = Chart | Heatmap | HeatmapGrid | TokenStrip
 
 
 @dataclass(frozen=True)
@@ -254,7 +317,7 @@ def _dimensions(title: str, values: ArrayLike, count: int) -> tuple[int, ...]:
     shape = np.shape(values)
     if len(shape) != count or 0 in shape:
         raise ShapeError(
-            f"heatmap {title!r}: expected {count} dimensions, none of them empty,"
+            f"{title!r}: expected values of {count} dimensions, none of them empty,"
             f" got {list(shape)}."
         )
     return shape

@@ -2,7 +2,7 @@
 
 Owns the page: its sections, its contents, its footer, and the security policy that makes a browser
 refuse every request and every script but the page's own. What the figures look like is said in
-`charts`, `maps` and `tables`; how all of it is styled, in page.css.
+`charts`, `maps`, `strip` and `tables`; how all of it is styled, in page.css.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from stepwell.report.figure import (
     Heatmap,
     HeatmapGrid,
     Table,
+    TokenStrip,
 )
-from stepwell.report.maps import grid_markup, heatmap_markup, theme_rules
+from stepwell.report.maps import grid_markup, heatmap_markup
 from stepwell.report.markup import Markup, element, join
 from stepwell.report.palette import DARK, LIGHT, Theme
+from stepwell.report.shades import theme_rules
+from stepwell.report.strip import strip_markup
 from stepwell.report.tables import (
     facts_markup,
     inline_code,
@@ -37,6 +40,11 @@ from stepwell.report.tables import (
 from stepwell.version import __version__
 
 SECTIONS_WITH_CONTENTS = 4
+_SCRIPTS = {
+    "": ["tips.js", "charts.js"],
+    '<figure class="grid': ["values.js", "axes.js", "enlarged.js", "maps.js"],
+    '<figure class="strip': ["strip.js"],
+}
 
 
 class Page:
@@ -115,16 +123,18 @@ def _block(block: Block) -> Markup:
         return heatmap_markup(block)
     if isinstance(block, HeatmapGrid):
         return grid_markup(block)
+    if isinstance(block, TokenStrip):
+        return strip_markup(block)
     if isinstance(block, Table):
         return table_markup(block)
     return facts_markup(block) if isinstance(block, Facts) else preformatted_markup(block)
 
 
 def _document(title: str, body: Markup) -> Markup:
-    """The html element: only a page with maps carries the script that draws them."""
-    names = ["tips.js", "charts.js"]
-    names += ["maps.js"] if '<figure class="grid' in body else []
-    script = "".join(map(_asset, names))
+    """The html element: a page carries the scripts of the figures that are on it."""
+    script = "".join(
+        _asset(name) for kind, names in _SCRIPTS.items() if kind in body for name in names
+    )
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -152,7 +162,7 @@ def _policy(script: str) -> str:
 
 
 def _style(body: str) -> str:
-    cells = '<figure class="heatmap' in body
+    cells = any(f'<figure class="{kind}' in body for kind in ("heatmap", "strip"))
     light, dark = (_theme_style(theme, cells) for theme in (LIGHT, DARK))
     screen = f"@media screen and (prefers-color-scheme:dark){{{dark}.hue{{--c:var(--d)}}}}"
     return f"{light}.hue{{--c:var(--l)}}{screen}{_asset('page.css')}"

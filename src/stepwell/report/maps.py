@@ -6,7 +6,7 @@ its values as 16-bit steps between the ends of its scale, deflated, and paints w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,20 +16,20 @@ from stepwell.report.describe import describe
 from stepwell.report.figure import Heatmap, HeatmapGrid
 from stepwell.report.layout import cell_text
 from stepwell.report.markup import Markup, bytes_script, element, json_script
-from stepwell.report.numerals import number
-from stepwell.report.palette import Theme, color_table, text_is_pale
+from stepwell.report.numerals import ABSENT, number
 from stepwell.report.scale import ColorScale, color_scale
+from stepwell.report.shades import scale_markup, shade_classes
 from stepwell.report.tables import caption
 
 MOST_CELLS = 4096
-NUM_SHADES = 48
 MOST_NARROW_COLUMNS = 12
 MISSING = 0xFFFF
+PIECE = 2**19
 
 
 def heatmap_markup(heatmap: Heatmap) -> Markup:
     """The figure element of a heatmap: a table, or a canvas where that would be too large."""
-    if heatmap.array.size > MOST_CELLS and not heatmap.text:
+    if heatmap.array.size > MOST_CELLS and not heatmap.text and heatmap.error is None:
         return grid_markup(_as_grid(heatmap))
     scale, text = color_scale(heatmap), cell_text(heatmap)
     crowded = None if text else "crowded"
@@ -37,7 +37,7 @@ def heatmap_markup(heatmap: Heatmap) -> Markup:
     return element(
         "figure",
         caption(heatmap.title, heatmap.note),
-        _legend(scale, heatmap.value_label),
+        scale_markup(scale, heatmap.value_label),
         element(
             "div", table, class_="scroll", tabindex=0, role="region", aria_label=describe(heatmap)
         ),
@@ -45,6 +45,7 @@ def heatmap_markup(heatmap: Heatmap) -> Markup:
         data_x=heatmap.x_label,
         data_y=heatmap.y_label,
         data_value=heatmap.value_label,
+        data_error=None if heatmap.error is None else heatmap.error_label,
     )
 
 
@@ -54,51 +55,28 @@ def grid_markup(grid: HeatmapGrid) -> Markup:
     return element(
         "figure",
         caption(grid.title, grid.note),
-        _legend(scale, grid.value_label),
+        scale_markup(scale, grid.value_label),
         element("div", class_="maps", role="group", aria_label=describe(grid)),
         element(
             "noscript", element("p", "These maps are drawn by a script, which is switched off.")
         ),
         json_script(_header_data(grid, scale)),
-        bytes_script(encode(grid.array, scale)),
+        *map(bytes_script, encode(grid.array, scale)),
         class_="grid wide" if grid.array.shape[1] > MOST_NARROW_COLUMNS else "grid",
     )
 
 
-def encode(array: NDArray[np.floating], scale: ColorScale) -> bytes:
-    """The values as steps of 1/65534 of the scale: all their high bytes, then all their low ones.
+def encode(array: NDArray[np.floating], scale: ColorScale) -> Iterator[bytes]:
+    """The values as steps of 1/65534 of the scale, NaN as 65535, in pieces of `PIECE` values.
 
-    NaN is 65535. High bytes deflate well where they stand together.
+    A piece holds all its high bytes, then all its low ones: high bytes pack well side by side. A
+    page unpacks a piece at a time, so that it answers meanwhile.
     """
-    place = scale.place(array)
-    steps = np.where(np.isnan(place), MISSING, np.round(np.nan_to_num(place) * (MISSING - 1)))
-    codes = steps.astype(np.uint16).ravel()
-    return (codes >> 8).astype(np.uint8).tobytes() + (codes & 0xFF).astype(np.uint8).tobytes()
-
-
-def theme_rules(theme: Theme) -> str:
-    """CSS that colours the cells of heatmaps: classes s0, s1 ...; where diverging, d0, d1 ..."""
-    rules = []
-    for letter, stops in (("s", theme.sequential), ("d", theme.diverging)):
-        for place, color in enumerate(color_table(stops, NUM_SHADES)):
-            text = "#fff" if text_is_pale(color) else "#000"
-            rules.append(f".{letter}{place}{{background:#{color.tobytes().hex()};color:{text}}}")
-    return "".join(rules)
-
-
-def _legend(scale: ColorScale, label: str) -> Markup:
-    kind = "diverging" if scale.diverging else "sequential"
-    low, high = number(scale.low, 3), number(scale.high, 3)
-    return element(
-        "div",
-        element("span", low),
-        element("i", class_=f"ramp {kind}"),
-        element("span", high),
-        element("span", label, class_="ramp-name"),
-        class_="color-scale",
-        aria_label=f"Colour scale of {label} from {low} to {high}",
-        role="img",
-    )
+    for piece in np.split(array.ravel(), range(PIECE, array.size, PIECE)):
+        place = scale.place(piece)
+        steps = np.where(np.isnan(place), MISSING, np.round(np.nan_to_num(place) * (MISSING - 1)))
+        codes = steps.astype(np.uint16)
+        yield (codes >> 8).astype(np.uint8).tobytes() + (codes & 0xFF).astype(np.uint8).tobytes()
 
 
 def _header(heatmap: Heatmap) -> Markup:
@@ -108,21 +86,23 @@ def _header(heatmap: Heatmap) -> Markup:
 
 
 def _body(heatmap: Heatmap, scale: ColorScale, text: Sequence[Sequence[str]]) -> Markup:
-    shades = np.round(np.nan_to_num(scale.place(heatmap.array)) * (NUM_SHADES - 1)).astype(int)
-    letter = "d" if scale.diverging else "s"
+    values = heatmap.array
+    shades = iter(shade_classes(values, scale))
     rows = []
     for line, name in enumerate(heatmap.row_names):
-        words = text[line] if text else map(number, heatmap.array[line])
-        cells = [
-            element("td", word, class_=f"{letter}{shade}", data_v=number(value))
-            if np.isfinite(value)
-            else element("td", text[line][column] if text else "")
-            for column, (word, shade, value) in enumerate(
-                zip(words, shades[line], heatmap.array[line].tolist(), strict=True)
-            )
-        ]
+        words = text[line] if text else map(number, values[line].tolist())
+        numbers = zip(words, values[line].tolist(), heatmap.errors[line].tolist(), strict=True)
+        cells = [_cell(word, next(shades), value, error) for word, value, error in numbers]
         rows.append(element("tr", element("th", name, scope="row"), *cells))
     return element("tbody", *rows)
+
+
+def _cell(word: str, shade: str | None, value: float, error: float) -> Markup:
+    """A cell with the number that a tooltip shows, and its error where it has one."""
+    if shade is None:
+        return element("td", "" if word == ABSENT else word)
+    known = None if np.isnan(error) else number(error, 2)
+    return element("td", word, class_=shade, data_v=number(value), data_e=known)
 
 
 def _as_grid(heatmap: Heatmap) -> HeatmapGrid:
@@ -146,6 +126,7 @@ def _header_data(grid: HeatmapGrid, scale: ColorScale) -> dict[str, Any]:
     rows, columns, y, x = grid.names
     return {
         "shape": list(grid.array.shape),
+        "piece": PIECE,
         "low": scale.low,
         "high": scale.high,
         "diverging": scale.diverging,

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from stepwell.config import write_atomically
 from stepwell.report.describe import describe
-from stepwell.report.figure import Chart, Picture
+from stepwell.report.figure import Chart, Picture, TokenStrip
 from stepwell.report.palette import DARK, LIGHT, Theme
 from stepwell.version import __version__
 
 
 def write_png(picture: Picture, path: str | Path, *, dark: bool = False) -> Path:
-    """The path, where a chart, heatmap or grid now lies as a PNG of 200 dots an inch."""
+    """The path, where a picture now lies as a PNG of 200 dots an inch."""
     write_atomically(path, draw(picture, DARK if dark else LIGHT))
     return Path(path)
 
@@ -24,7 +24,13 @@ def draw(picture: Picture, theme: Theme) -> bytes:
     """
     from stepwell.report.draw_chart import draw_chart
     from stepwell.report.draw_maps import draw_maps
+    from stepwell.report.draw_strip import draw_strip
 
-    sheet = draw_chart(picture, theme) if isinstance(picture, Chart) else draw_maps(picture, theme)
+    if isinstance(picture, Chart):
+        sheet = draw_chart(picture, theme)
+    elif isinstance(picture, TokenStrip):
+        sheet = draw_strip(picture, theme)
+    else:
+        sheet = draw_maps(picture, theme)
     words = {"Title": picture.title, "Description": describe(picture)}
     return sheet.png(words | {"Software": f"stepwell {__version__}"})

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stepwell.errors import ConfigError
-from stepwell.report.figure import Bounds, Chart, Heatmap, HeatmapGrid
+from stepwell.report.figure import Bounds, Chart, Heatmap, HeatmapGrid, TokenStrip
 from stepwell.report.numerals import number, percent, scientific, tick_labels
 
 Floats = NDArray[np.float64]
@@ -83,13 +83,13 @@ class ColorScale:
         return np.clip((array - self.low) / (self.high - self.low), 0.0, 1.0)
 
 
-def color_scale(heatmap: Heatmap | HeatmapGrid) -> ColorScale:
-    """The colour scale that holds all values of a heatmap, or of all maps of a grid alike."""
-    low, high = _extent(heatmap.array, heatmap.value_range)
-    if heatmap.center is None:
+def color_scale(picture: Heatmap | HeatmapGrid | TokenStrip) -> ColorScale:
+    """The colour scale that holds all values of a picture, for a grid those of all its maps."""
+    low, high = _extent(picture.array, picture.value_range)
+    if picture.center is None:
         return ColorScale(low, high, diverging=False)
-    reach = max(abs(high - heatmap.center), abs(low - heatmap.center))
-    return ColorScale(heatmap.center - reach, heatmap.center + reach, diverging=True)
+    reach = max(abs(high - picture.center), abs(low - picture.center))
+    return ColorScale(picture.center - reach, picture.center + reach, diverging=True)
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stepwell.errors import HookError, ShapeError
+from stepwell.errors import HookError, LogitsError, ShapeError
 from stepwell.generate.record import Recording
-from stepwell.report import Heatmap, HeatmapGrid, Page, write_png
+from stepwell.report import Choice, Heatmap, HeatmapGrid, Page, TokenStrip, write_png
 
 PATTERN = "attention.pattern"
 LEAD_LENGTH = 70
@@ -55,15 +55,18 @@ def heatmap(
     """Attention maps of one row, from patterns [B, H, T, S] under ("attention.pattern", layer).
 
     `tokens` are those of that row. `heads` and `positions` say which were recorded, where not all
-    were. A key that a query cannot see stays blank. Raises HookError where no pattern was recorded,
-    ShapeError where patterns fit neither each other nor the tokens.
+    were; a Recording knows its positions. A key that a query cannot see stays blank. Raises
+    HookError where no pattern was recorded, ShapeError where patterns fit neither each other nor
+    the tokens.
     """
     layers = sorted(layer for point, layer in seen if point == PATTERN)
     if not layers:
         raise HookError("No attention was recorded.", fix=f'record with points=["{PATTERN}"].')
-    values_LHTS = _stack([seen[PATTERN, layer] for layer in layers], row)
-    if isinstance(seen, Recording):
-        values_LHTS = _without_padding(values_LHTS, seen.lengths[row], positions)
+    if isinstance(seen, Recording) and 0 <= row < len(seen.rows):
+        values_LHTS = _stack([seen.row(row)[PATTERN, layer][None] for layer in layers], 0)
+        positions = seen.positions[row] if positions is None else positions
+    else:
+        values_LHTS = _stack([seen[PATTERN, layer] for layer in layers], row)
     heads = range(values_LHTS.shape[1]) if heads is None else heads
     positions = range(values_LHTS.shape[2]) if positions is None else positions
     _check(values_LHTS, heads, positions, tokens)
@@ -111,12 +114,72 @@ def token_probabilities(
     )
 
 
+def token_heatmap(
+    logits_TV: Array, token_ids: Sequence[int], name: Callable[[int], str], *, top: int = 5
+) -> TokenStrip:
+    """A text whose tokens are coloured by the probability that the model gave each of them.
+
+    That of token t comes from the logits at t - 1, and the first has none. The choices of a token
+    are the `top` likeliest at its place, and the token itself where it is not among them; of two
+    that are equally likely the smaller id comes first. `name` gives the text of a token id. Raises
+    ShapeError where logits and tokens differ in number, LogitsError where logits are NaN.
+    """
+    logits = torch.as_tensor(logits_TV).detach().cpu()
+    _check_text(logits, token_ids)
+    pairs = zip(logits, token_ids[1:], strict=False)
+    places = [_choices(_log_probabilities(row), token, name, top) for row, token in pairs]
+    actual = [next(one.probability for one in place if one.actual) for place in places]
+    return TokenStrip(
+        title="Probability of each token",
+        note="The model's probability of a token after all before it; the first has none.",
+        tokens=[visible(name(token)) for token in token_ids],
+        values=[float("nan"), *actual],
+        choices=[(), *places],
+        value_range=(0.0, 1.0),
+    )
+
+
 def visible(token: str) -> str:
     """The token with its spaces, line breaks and unprintable characters made visible."""
     return "".join(
         _SIGNS.get(sign) or (sign if sign.isprintable() else f"\\u{ord(sign):04x}")
         for sign in token
     )
+
+
+def _check_text(logits: Tensor, token_ids: Sequence[int]) -> None:
+    expected = f"expected logits [{len(token_ids)}, V], a row for each token"
+    if logits.ndim != 2 or not 0 < len(logits) == len(token_ids):
+        raise ShapeError(f"{expected}, got {list(logits.shape)}.")
+    unknown = [token for token in token_ids if not 0 <= token < logits.shape[1]]
+    if unknown:
+        raise ShapeError(f"{expected}, but there is no token {unknown[0]} of {logits.shape[1]}.")
+
+
+def _log_probabilities(logits_V: Tensor) -> NDArray[np.float64]:
+    logits = logits_V.double()
+    scale = logits.logsumexp(dim=-1)
+    if not scale.isfinite():
+        raise LogitsError("Logits are NaN or infinite, so no token has a probability.")
+    return np.asarray((logits - scale).numpy())
+
+
+def _choices(
+    scores_V: NDArray[np.float64], token: int, name: Callable[[int], str], top: int
+) -> list[Choice]:
+    """The `top` tokens of largest log-probability, then `token` where it is not among them."""
+    top = min(top, len(scores_V))
+    likely = np.flatnonzero(scores_V >= np.partition(scores_V, -top)[-top])
+    ranked = likely[np.argsort(-scores_V[likely], kind="stable")][:top].tolist()
+    ranks = {choice: place for place, choice in enumerate(ranked, 1)}
+    own = scores_V[token]
+    ahead = (scores_V > own).sum() + (scores_V[:token] == own).sum()
+    ranks.setdefault(token, int(ahead) + 1)
+    probabilities = {choice: float(np.exp(scores_V[choice])) for choice in ranks}
+    return [
+        Choice(visible(name(choice)), probabilities[choice], rank, actual=choice == token)
+        for choice, rank in ranks.items()
+    ]
 
 
 def _stack(patterns_BHTS: Sequence[Array], row: int) -> NDArray[np.float32]:
@@ -129,15 +192,6 @@ def _stack(patterns_BHTS: Sequence[Array], row: int) -> NDArray[np.float32]:
             f"expected patterns [B, H, T, S] of one shape with row {row}, got {found}."
         )
     return np.stack([array[row] for array in arrays])
-
-
-def _without_padding(
-    values_LHTS: NDArray[np.float32], length: int, positions: Sequence[int] | None
-) -> NDArray[np.float32]:
-    """The patterns of a row of `length` tokens, which was padded on the right to the longest."""
-    if positions is None and values_LHTS.shape[2] == values_LHTS.shape[3]:
-        values_LHTS = values_LHTS[:, :, :length]
-    return values_LHTS[..., :length]
 
 
 def _without_future(
