@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stepwell.generate.speculative import DraftSource
     from stepwell.generate.text import TextGenerator
     from stepwell.generate.workers import WorkerPool
+    from stepwell.text.prompt_template import PromptTemplate
 
 BATCHES_AHEAD: Final = 4  # handed over at once: rows stay full, and a kill loses little
 
@@ -38,19 +39,21 @@ def answer_prompts(
     output: Output,
     *,
     fresh: bool,
+    template: PromptTemplate | None = None,
     draft: DraftSource | None = None,
     devices: Sequence[str] = (),
 ) -> int:
     """Answers every prompt of the first file into the second; the exit code.
 
-    draft: what proposes tokens; it does not shape the answers, nor do the devices that share them.
+    template: what makes prompts of the rows. draft: what proposes tokens; it does not shape the
+    answers, nor do the devices that share them.
     """
     source, target = files
     assert source is not None
     assert target is not None
     if target.exists() and source.exists() and target.samefile(source):
         raise UsageError(f"{target} is the input.", fix="give another file to --output.")
-    prompts = read_prompts(source)
+    prompts = read_prompts(source, template)
     generator = compute.load(model)
     params = generator.defaults.changed(**sampling)
     check_prompts(generator, prompts)

@@ -63,18 +63,25 @@ COMMANDS: Final = (
     Command("generate", "generate:generate", "Answers to a prompt, or to a file of them.", USE),
     Command("chat", "chat:chat", "Talk with a model in the terminal.", USE),
     Command("inspect", "inspect:inspect", "Attention and next tokens of a text.", USE),
+    Command("eval", "eval:evaluate", "How good a model is at tasks, with intervals.", USE),
     Command("models", "models:models", "Run folders and models, and how good they are.", USE),
     Command("convert", "convert:convert", "Another number format, or from .pt.", USE),
     Command("profile", "profile:profile", "Where the time of one answer goes.", USE),
     Command("bench", "bench:bench", "Speed and memory, beside other programs.", USE),
 )
 CASCADE: Final = (Command("run", "cascade:run", "Answer a prompt by a ladder of models.", USE),)
+EXPERIMENT: Final = (
+    Command(
+        "temperature", "experiment:temperature_command", "Accuracy and confidence by it.", USE, True
+    ),
+)
 COMPLETION: Final = (
     Command("install", "completion:install", "Install it for your shell.", SHELL),
     Command("show", "completion:show", "Print the script of a shell.", SHELL),
 )
 FAMILIES: Final = {
     "cascade": (CASCADE, "Several sizes of a model, each prompt only as deep as it needs.", USE),
+    "experiment": (EXPERIMENT, "Studies of a model: what a temperature does.", USE),
     "completion": (COMPLETION, "Flags and commands completed by the shell.", SHELL),
 }
 

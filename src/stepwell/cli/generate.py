@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -15,6 +15,7 @@ from rich.text import Text
 from stepwell.cli.compute import ComputeFlags
 from stepwell.cli.console import Output, OutputFlags, finite
 from stepwell.cli.flags import given_values, model_flags, with_flags
+from stepwell.cli.prompts import TemplateFlags
 from stepwell.errors import UsageError
 from stepwell.generate.request import SAMPLING_PRESETS, SamplingParams
 
@@ -37,6 +38,7 @@ class FileFlags:
 
     source: Annotated[Path | None, Parameter(name="--input", metavar="FILE")] = None
     """A file with a line {"prompt": "..."} for each prompt; an "id" is handed on."""
+    templates: TemplateFlags = TemplateFlags()  # noqa: RUF009  # it is frozen
     target: Annotated[Path | None, Parameter(name="--output", metavar="FILE")] = None
     """Where the answers go, a line each, in the same order. The same command goes on."""
     fresh: Annotated[bool, Parameter(negative=())] = False
@@ -66,6 +68,7 @@ def _generate(
         stepwell generate runs/story "Once" --stream
         stepwell generate runs/facts-large "zpqk>" --draft runs/facts-small
         stepwell generate runs/facts --input prompts.jsonl --output answers.jsonl
+        stepwell generate runs/facts --input keys.jsonl --template ask.yaml --output values.jsonl
 
     Parameters
     ----------
@@ -94,7 +97,8 @@ def _generate(
             paths = files.source, files.target
             return answer_prompts(
                 model, paths, sampling, compute, opened,
-                fresh=files.fresh, draft=source, devices=devices,
+                fresh=files.fresh, template=files.templates.chosen(model), draft=source,
+                devices=devices,
             )  # fmt: skip
         generator = compute.load(model)
         params = generator.defaults.changed(**sampling)
@@ -135,7 +139,7 @@ def print_answers(question: Question, output: Output) -> int:
         "model": question.model,
         "prompt": question.prompt,
         "sampling": question.params.plain(),
-        "answers": [asdict(answer) for answer in answers],
+        "answers": [answer.plain() for answer in answers],
     }
     output.result(plain, _view(answers))
     return _conclude(answers, seconds, output)
@@ -161,7 +165,7 @@ def stream_answer(question: Question, output: Output) -> int:
             continue
         line: dict[str, Any] = {"choice": piece.choice, "text": piece.text}
         if piece.completion is not None:
-            line["answer"] = asdict(piece.completion)
+            line["answer"] = piece.completion.plain()
         output.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
     if not output.json:
         output.write("\n")
@@ -209,8 +213,10 @@ def _check_combination(prompt: str | None, files: FileFlags, **for_one: bool) ->
         raise UsageError("--input and --output belong together.", fix="give both or neither.")
     if files.source is None and files.devices is not None:
         raise UsageError("--devices needs --input.", fix="--device takes one device.")
-    if files.source is None and files.fresh:
-        raise UsageError("--fresh needs --input.", fix="leave out --fresh.")
+    for_files = {"fresh": files.fresh, "template": files.templates != TemplateFlags()}
+    for name, is_given in for_files.items():
+        if files.source is None and is_given:
+            raise UsageError(f"--{name} needs --input.", fix=f"leave out --{name}.")
     for name, is_given in for_one.items():
         if files.source is not None and is_given:
             raise UsageError(

@@ -1,7 +1,7 @@
-"""Prompts from a file: a line of JSON each, {"prompt": "...", "id": ...}.
+"""Prompts from a file: a line of JSON each, {"prompt": "...", "id": ...}, or a template's fields.
 
-Owns the form of the file and what is wrong with a line. Whether a model can answer it is asked here
-too, so that the fault is found before the work begins, with its line.
+Owns the form of the file, the flags of templates, and what is wrong with a line. Whether a model
+can answer it is asked here too, so that the fault is found before the work begins, with its line.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from stepwell.errors import DataError, PromptError
+from cyclopts import Parameter
+
+from stepwell.errors import DataError, PromptError, UsageError
 
 if TYPE_CHECKING:
     from stepwell.generate.text import TextGenerator
+    from stepwell.text.prompt_template import PromptTemplate
 
 EXPECTED: Final = 'write lines like {"prompt": "..."}.'
 
@@ -29,10 +32,32 @@ class Prompt:
     where: str
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TemplateFlags:
+    """What turns rows into prompts."""
+
+    template: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    """Prompt templates in YAML; each row of --input fills one of them."""
+    template_name: Annotated[str | None, Parameter(metavar="NAME")] = None
+    """Which of them; not needed where the file has one."""
+
+    def chosen(self, model: str) -> PromptTemplate | None:
+        """The template in the words for the model, None where none is asked for."""
+        if self.template is None:
+            if self.template_name is not None:
+                raise UsageError("--template-name needs --template.", fix="give the file too.")
+            return None
+        from stepwell.text.prompt_template import PromptTemplates
+
+        return PromptTemplates.load(self.template).get(self.template_name or "", model)
+
+
+def read_prompts(path: Path, template: PromptTemplate | None = None) -> list[Prompt]:
     """The prompts of a file, a line of JSON each; blank lines are passed over.
 
-    Raises DataError that names file and line.
+    template: what the rows fill; without one each has its prompt. Raises DataError or PromptError
+    that names file and line.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -42,7 +67,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         reason = error.strerror or "cannot be read"
         raise DataError(f"{path}: {reason}.", fix="give --input a file of prompts.") from None
     prompts = [
-        _parse(line, f"{path}, line {number}")
+        _parse(line, f"{path}, line {number}", template)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
@@ -51,20 +76,33 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _parse(line: str, where: str) -> Prompt:
+def _parse(line: str, where: str, template: PromptTemplate | None) -> Prompt:
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
         raise DataError(f"{where}: not valid JSON.", fix=EXPECTED) from None
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+    text = _text(row, where) if template is None else _rendered(row, where, template)
+    known = row.get("id")
+    if not isinstance(known, str | int | None):
+        raise DataError(f'{where}: "id" is {known!r}, expected a text or a whole number.')
+    return Prompt(text, known, where)
+
+
+def _text(row: Any, where: str) -> str:
+    prompt = row.get("prompt") if isinstance(row, dict) else None
+    if not isinstance(prompt, str):
         found = f"the keys {', '.join(row) or 'none'}" if isinstance(row, dict) else "no object"
-        raise DataError(
-            f'{where}: expected a text under "prompt", found {found}.',
-            fix=EXPECTED,
-        )
-    if not isinstance(row.get("id"), str | int | None):
-        raise DataError(f'{where}: "id" is {row["id"]!r}, expected a text or a whole number.')
-    return Prompt(row["prompt"], row.get("id"), where)
+        raise DataError(f'{where}: expected a text under "prompt", found {found}.', fix=EXPECTED)
+    return prompt
+
+
+def _rendered(row: Any, where: str, template: PromptTemplate) -> str:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected an object, with the fields of the template.")
+    try:
+        return template.render(row)
+    except PromptError as error:
+        raise PromptError(f"{where}: {error.problem}", fix=error.fix) from None
 
 
 def check_prompts(generator: TextGenerator, prompts: Sequence[Prompt]) -> None:

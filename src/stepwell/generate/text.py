@@ -213,7 +213,7 @@ class TextGenerator:
 
     def tokens(self, text: str) -> list[str]:
         """The text's tokens as a person would read them."""
-        [ids] = self._encode([text])
+        [ids] = self.encode([text])
         return [self.tokenizer.token(token) for token in ids]
 
     def record(
@@ -231,7 +231,7 @@ class TextGenerator:
         points, layers, heads and positions are fields of a Record.
         """
         spec = Record(points=points, layers=layers, heads=heads, positions=positions)
-        ids = self._encode([prompts] if isinstance(prompts, str) else prompts)
+        ids = self.encode([prompts] if isinstance(prompts, str) else prompts)
         return record_prompts(self.model, ids, spec, interventions)
 
     def _params(self, sampling: dict[str, Any], *, single: bool = False) -> SamplingParams:
@@ -240,7 +240,7 @@ class TextGenerator:
         number = {"n": 1} if single and not asks_for_several else {}
         return self.defaults.changed(**number, **sampling)
 
-    def _encode(self, texts: Series[str]) -> list[list[int]]:
+    def encode(self, texts: Series[str]) -> list[list[int]]:
         """The ids of each text, with the tokens that the tokenizer puts around one.
 
         Raises PromptError where a text has no tokens and no beginning-of-sequence token stands in.
@@ -264,7 +264,7 @@ class TextGenerator:
         """One request for each prompt, as `long_prompt` says."""
         return [
             Request(self._fitted(ids, params), params, tuple(interventions), record=record)
-            for ids in self._encode(prompts)
+            for ids in self.encode(prompts)
         ]
 
     def _fitted(self, ids: list[int], params: SamplingParams) -> tuple[int, ...]:

@@ -248,9 +248,10 @@ class Hooks:
         undone: no edit lets a token see a later one.
         """
         for edit, rows in self._edits.get((point, layer), ()):
-            changed = edit.apply(value, places, heads)
-            changed = changed if allowed is None else changed.masked_fill(~allowed, 0.0)
-            value = changed if rows is None else _in_rows(rows, places, changed, value)
+            if rows is None:
+                value = _edited(edit, value, places, allowed, heads)
+            else:
+                value = _edited_in_rows(edit, rows, value, places, allowed, heads)
         for recorder in self.recorders:
             if recorder.wants(point, layer):
                 recorder.take(point, layer, value, places, heads)
@@ -270,11 +271,29 @@ def _together(edits: Sequence[Sequence[Edit]]) -> list[tuple[Edit, list[int] | N
     return found
 
 
-def _in_rows(rows: Sequence[int], places: Places, changed: Tensor, value: Tensor) -> Tensor:
-    """`changed` in some rows of the batch, `value` in the others."""
+def _edited(
+    edit: Edit, value: Tensor, places: Places, allowed: Tensor | None, heads: Heads
+) -> Tensor:
+    """The value after an edit of all rows; zero where it is not allowed."""
+    changed = edit.apply(value, places, heads)
+    return changed if allowed is None else changed.masked_fill(~allowed, 0.0)
+
+
+def _edited_in_rows(
+    edit: Edit,
+    rows: Sequence[int],
+    value: Tensor,
+    places: Places,
+    allowed: Tensor | None,
+    heads: Heads,
+) -> Tensor:
+    """The value after an edit of some rows of the batch; the others go on as they are."""
     named = torch.tensor(rows, device=value.device)
-    mask_B = torch.isin(places.rows_B, named)
-    return torch.where(mask_B.reshape(-1, *[1] * (value.dim() - 1)), changed, value)
+    index = torch.isin(places.rows_B, named).nonzero()[:, 0]
+    if allowed is not None and len(allowed) > 1:
+        allowed = allowed[index]
+    part = _edited(edit, value[index], places.take(index), allowed, heads)
+    return value.index_copy(0, index, part)
 
 
 def _fitted(pattern: Tensor, num_keys: int) -> Tensor:

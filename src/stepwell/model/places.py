@@ -133,6 +133,16 @@ class Places:
             return self.rows
         return torch.arange(len(self.positions_BT), device=self.positions_BT.device)
 
+    def take(self, rows: Tensor) -> Places:
+        """The places of some of these rows, all their columns."""
+        ids, prompts = self.ids_BT, self.num_prompt_B1
+        return Places(
+            self.positions_BT[rows],
+            None if ids is None else ids[rows],
+            None if prompts is None else prompts[rows],
+            self.rows_B[rows],
+        )
+
     def select(self, rows: Tensor, columns: Tensor) -> Places:
         """Single tokens of these, [N, 1]: those at rows[n], columns[n]."""
         ids, prompts = self.ids_BT, self.num_prompt_B1
