@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stepwell.generate.speculative import DraftSource
     from stepwell.generate.text import TextGenerator
     from stepwell.generate.workers import WorkerPool
+    from stepwell.model.interventions import Intervention
     from stepwell.text.prompt_template import PromptTemplate
 
 BATCHES_AHEAD: Final = 4  # handed over at once: rows stay full, and a kill loses little
@@ -42,6 +43,7 @@ def answer_prompts(
     template: PromptTemplate | None = None,
     draft: DraftSource | None = None,
     devices: Sequence[str] = (),
+    interventions: Sequence[Intervention] = (),
 ) -> int:
     """Answers every prompt of the first file into the second; the exit code.
 
@@ -57,7 +59,7 @@ def answer_prompts(
     generator = compute.load(model)
     params = generator.defaults.changed(**sampling)
     check_prompts(generator, prompts)
-    file = AnswerFile(target, request_of(generator, model, params, prompts))
+    file = AnswerFile(target, request_of(generator, model, params, prompts, interventions))
     if fresh:
         file.remove()
     if file.is_finished():
@@ -65,7 +67,8 @@ def answer_prompts(
         failed = 0
     else:
         with _working(generator, compute, model, devices) as worker:
-            work = partial(worker.generate_batch, draft=draft, **dict(params))
+            asked = {**dict(params), "interventions": interventions}
+            work = partial(worker.generate_batch, draft=draft, **asked)
             at_once = max(1, BATCHES_AHEAD * worker.num_at_once // params.n)
             failed = _answer_rest(work, at_once, params.n, prompts, file, output)
     plain = {"output": str(target), "prompts": len(prompts), "failed": failed}
@@ -76,17 +79,24 @@ def answer_prompts(
 
 
 def request_of(
-    generator: TextGenerator, model: str, params: SamplingParams, prompts: Sequence[Prompt]
+    generator: TextGenerator,
+    model: str,
+    params: SamplingParams,
+    prompts: Sequence[Prompt],
+    interventions: Sequence[Intervention] = (),
 ) -> dict[str, Any]:
     """All that shapes the answers, as plain values."""
     from stepwell.model.fingerprint import model_fingerprint
+    from stepwell.model.interventions import plain_interventions
 
+    changes = plain_interventions(interventions)
     return {
         "model": model,
         "weights": model_fingerprint(generator.model),
         "tokenizer": generator.tokenizer.fingerprint,
         "sampling": params.plain(),
         "prompts": fingerprint([[prompt.id, prompt.text] for prompt in prompts]),
+        **({"interventions": changes} if changes else {}),
     }
 
 

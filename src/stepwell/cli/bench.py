@@ -40,7 +40,7 @@ class PeerFlags:
     """Beside whom it is measured."""
 
     peer: Annotated[tuple[str, ...], Parameter(negative=(), metavar="NAME=PYTHON")] = ()
-    """llama.cpp, transformers or vllm, and the Python that can import it."""
+    """llama.cpp, transformers, vllm, nnsight or transformer-lens, and its Python."""
     install_peers: Annotated[Path | None, Parameter(metavar="DIR")] = None
     """Make an environment for every peer in this folder with pip, and measure nothing."""
 
@@ -59,7 +59,7 @@ def _bench(
     output: OutputFlags = OutputFlags(),  # noqa: B008
     **given: Any,
 ) -> int:
-    """Measure speed and memory on this CPU, in turns with llama.cpp, transformers and vLLM.
+    """Measure speed and memory on this CPU, in turns with other programs on the same weights.
 
         stepwell bench hooks verify --model runs/facts --repetitions 2
         stepwell bench prefill --model runs/facts --prefill-tokens 128 --peer vllm=vllm/bin/python

@@ -15,6 +15,7 @@ from rich.text import Text
 from stepwell.cli.compute import ComputeFlags
 from stepwell.cli.console import Output, OutputFlags, finite
 from stepwell.cli.flags import given_values, model_flags, with_flags
+from stepwell.cli.interventions import InsideFlags
 from stepwell.cli.prompts import TemplateFlags
 from stepwell.errors import UsageError
 from stepwell.generate.request import SAMPLING_PRESETS, SamplingParams
@@ -57,6 +58,7 @@ def _generate(
     echo: Annotated[bool, Parameter(negative=())] = False,
     draft: str | None = None,
     files: FileFlags = FileFlags(),  # it is frozen
+    inside: InsideFlags = InsideFlags(),  # noqa: B008
     compute: ComputeFlags = ComputeFlags(),  # noqa: B008
     output: OutputFlags = OutputFlags(),  # noqa: B008
     **given: Any,
@@ -69,6 +71,7 @@ def _generate(
         stepwell generate runs/facts-large "zpqk>" --draft runs/facts-small
         stepwell generate runs/facts --input prompts.jsonl --output answers.jsonl
         stepwell generate runs/facts --input keys.jsonl --template ask.yaml --output values.jsonl
+        stepwell generate runs/facts "zpqk>" --interventions '[{"zero_heads": {"0": [1]}}]'
 
     Parameters
     ----------
@@ -87,8 +90,9 @@ def _generate(
         tokens that the model verifies, for the same answer in less time.
     """
     sampling = {**preset_values(preset), **given_values(FLAGS, given)}
-    _check_combination(prompt, files, stream=stream, echo=echo)
+    _check_combination(prompt, files, stream=stream, echo=echo, record=bool(inside.record))
     with output.open() as opened:
+        interventions = inside.parsed
         if prompt is None:
             from stepwell.cli.answers import answer_prompts
 
@@ -98,12 +102,12 @@ def _generate(
             return answer_prompts(
                 model, paths, sampling, compute, opened,
                 fresh=files.fresh, template=files.templates.chosen(model), draft=source,
-                devices=devices,
+                devices=devices, interventions=interventions,
             )  # fmt: skip
         generator = compute.load(model)
         params = generator.defaults.changed(**sampling)
         source = _draft_source(draft, compute)
-        question = Question(generator, model, prompt, params, echo, source)
+        question = Question(generator, model, prompt, params, echo, source, inside)
         return stream_answer(question, opened) if stream else print_answers(question, opened)
 
 
@@ -114,7 +118,7 @@ generate: Callable[..., int] = with_flags(_generate, FLAGS)
 class Question:
     """One prompt, and what answers it how. `model` is its name; `echo`: the prompt comes first.
 
-    draft: what proposes tokens.
+    draft: what proposes tokens. inside: what is changed and kept on the way.
     """
 
     generator: TextGenerator
@@ -123,11 +127,13 @@ class Question:
     params: SamplingParams
     echo: bool
     draft: DraftSource | None = None
+    inside: InsideFlags = InsideFlags()  # noqa: RUF009  # it is frozen
 
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the generator's verbs."""
-        return {"echo": self.echo, "draft": self.draft, **dict(self.params)}
+        own = {"echo": self.echo, "draft": self.draft, **dict(self.params)}
+        return {**own, "interventions": self.inside.parsed, "record": self.inside.spec}
 
 
 def print_answers(question: Question, output: Output) -> int:
@@ -141,6 +147,7 @@ def print_answers(question: Question, output: Output) -> int:
         "sampling": question.params.plain(),
         "answers": [answer.plain() for answer in answers],
     }
+    question.inside.keep(answers, output)
     output.result(plain, _view(answers))
     return _conclude(answers, seconds, output)
 
@@ -169,6 +176,7 @@ def stream_answer(question: Question, output: Output) -> int:
         output.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
     if not output.json:
         output.write("\n")
+    question.inside.keep(answers, output)
     return _conclude(answers, time.perf_counter() - begun, output)
 
 

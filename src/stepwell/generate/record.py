@@ -1,7 +1,7 @@
 """Recordings: what passed chosen hook points, for chosen layers, heads and positions.
 
 `record` makes one in a single forward over prompts; a request that asks for one gets it with its
-answer. `recording_files` keeps them on disk.
+answer. `recording_files` keeps them on disk, `statistics` sums them up.
 """
 
 from __future__ import annotations

@@ -26,10 +26,11 @@ from stepwell.generate.record import record as record_prompts
 from stepwell.generate.request import Completion, Request, SamplingParams
 from stepwell.generate.response_cache import ResponseCache
 from stepwell.generate.speculative import DraftRule, DraftSource
+from stepwell.generate.statistics import Statistics, statistics
 from stepwell.generate.tape import Record
 from stepwell.model.fingerprint import model_fingerprint
 from stepwell.model.forward import AttentionImplementation
-from stepwell.model.interventions import Intervention
+from stepwell.model.interventions import Intervention, parse_interventions
 from stepwell.model.json_keys import read_json
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import load_model, locate
@@ -52,7 +53,8 @@ class Piece:
 class TextGenerator:
     """Generates text from one model. Keyword arguments of its verbs are fields of SamplingParams.
 
-    interventions, of its verbs: changes of the forward pass, the same for all prompts of a call.
+    interventions, of its verbs: changes of the forward pass, the same for all prompts of a call;
+    as values or as their JSON.
     record: what to keep of each answer's row, given back as its `recording`.
     draft: a smaller model with the same tokenizer, or "lookup", which proposes tokens
     that the model verifies, for the same answer in less time (see InferenceEngine.submit).
@@ -234,6 +236,23 @@ class TextGenerator:
         ids = self.encode([prompts] if isinstance(prompts, str) else prompts)
         return record_prompts(self.model, ids, spec, interventions)
 
+    def statistics(
+        self,
+        prompts: Series[str],
+        *,
+        points: Series[str] = ("attention.heads",),
+        layers: Any = "all",
+        heads: Any = "all",
+        positions: Any = "all",
+        interventions: Series[Intervention] = (),
+    ) -> dict[tuple[str, int], Statistics]:
+        """Mean, variance and norm of what passes hook points, over all positions of many prompts.
+
+        Nothing is held but the sums; the other arguments are those of `record`.
+        """
+        spec = Record(points=points, layers=layers, heads=heads, positions=positions)
+        return statistics(self.model, self.encode(prompts), spec, interventions)
+
     def _params(self, sampling: dict[str, Any], *, single: bool = False) -> SamplingParams:
         """The defaults, changed as a call asks; `single`: one answer unless it asks for several."""
         asks_for_several = not sampling.keys().isdisjoint(("n", "num_return_sequences"))
@@ -262,8 +281,9 @@ class TextGenerator:
         record: Record | None,
     ) -> list[Request]:
         """One request for each prompt, as `long_prompt` says."""
+        changes = parse_interventions(interventions)
         return [
-            Request(self._fitted(ids, params), params, tuple(interventions), record=record)
+            Request(self._fitted(ids, params), params, changes, record=record)
             for ids in self.encode(prompts)
         ]
 

@@ -21,6 +21,11 @@ from stepwell import errors
 from stepwell.errors import ConfigError, DeviceError, StepwellError
 from stepwell.generate.batch import Progress
 from stepwell.generate.request import Completion, Usage
+from stepwell.model.interventions import (
+    Intervention,
+    parse_interventions,
+    plain_interventions,
+)
 
 CHUNK = 64
 """Prompts that a worker takes at once: enough to fill its rows, few enough to share them out."""
@@ -62,14 +67,21 @@ class WorkerPool:
         return CHUNK * len(self._workers)
 
     def generate_batch(
-        self, prompts: Sequence[str], *, progress: Progress | None = None, **sampling: Any
+        self,
+        prompts: Sequence[str],
+        *,
+        interventions: Sequence[Intervention] = (),
+        progress: Progress | None = None,
+        **sampling: Any,
     ) -> list[list[Completion]]:
         """The answers to each prompt, prompts in the order given.
 
         Prompts of a worker that dies are given to the others. Raises DeviceError where none is
         left, and otherwise what a single generator raises.
         """
-        run = _Run(prompts, sampling, progress)
+        changes = plain_interventions(parse_interventions(interventions))
+        asked = {**sampling, "interventions": changes} if changes else sampling
+        run = _Run(prompts, asked, progress)
         workers = self._alive()
         while run.is_open and workers:  # again, where one died after the others had found no more
             threads = [threading.Thread(target=run.work, args=(each,)) for each in workers]
@@ -206,7 +218,7 @@ class _Run:
 
 
 def _completion(plain: dict[str, Any]) -> Completion:
-    tuples = {name: tuple(plain[name]) for name in ("token_ids", "logprobs")}
+    tuples = {name: tuple(plain[name]) for name in ("token_ids", "logprobs", "executors")}
     return Completion(**{**plain, **tuples, "usage": Usage(**plain["usage"])})
 
 

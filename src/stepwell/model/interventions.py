@@ -146,15 +146,15 @@ class Patch(_AtPoint):
         point: str,
         layer: int,
         *,
-        positions: Positions,
+        positions: Sequence[int],
         heads: Sequence[int] | None = None,
     ) -> Patch:
         """A patch from one row's values at all positions, such as `recording.row(0)`.
 
-        Numbered positions count in that row and in the row that is patched alike, negative ones
-        from the end of each prompt.
+        Positions count in that row and in the row that is patched alike, negative ones from the end
+        of each prompt.
         """
-        numbered = _numbered(positions)
+        numbered = tuple(positions)
         value = seen[check_point(point), layer]
         by_position = value.movedim(HEAD_AXIS[point], 1) if point == PATTERN else value
         _check_inside(numbered, len(by_position))
@@ -164,7 +164,7 @@ class Patch(_AtPoint):
         return cls(
             point=point,
             layer=layer,
-            positions=positions,
+            positions=numbered,
             values=taken,
             heads=None if heads is None else tuple(heads),
         )

@@ -35,13 +35,17 @@ from stepwell.model.rope import RopeTable
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model: `model(ids)` gives logits [B, T, V] for ids [B, T] (int64)."""
+    """A decoder-only language model: `model(ids)` gives logits [B, T, V] for ids [B, T] (int64).
+
+    hooks: what reads and changes the layers in every forward that is given no hooks of its own.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
         self.attention_implementation = "auto"
+        self.hooks: Hooks | None = None
         self.embed = nn.Embedding(config.vocab_size, config.width)
         learned = config.position == "learned"
         self.position_embed = nn.Embedding(config.context_length, config.width) if learned else None
@@ -111,6 +115,7 @@ class Transformer(nn.Module):
         hooks: Hooks | None,
     ) -> ForwardPass:
         """What the layers are told. Raises what `_check` and `_check_segments` do."""
+        hooks = self.hooks if hooks is None else hooks
         self._check(ids_BT, view, hooks)
         if segments is not None:
             self._check_segments(ids_BT, view, segments)

@@ -119,6 +119,8 @@ class TrainerConfig(Config):
     """Largest norm of all gradients together; 0 does not clip."""
     precision: Precision = "float32"
     """bfloat16: matrix products in bfloat16, weights and optimizer in float32."""
+    interventions: tuple[dict[str, Any], ...] = ()
+    """Changes of the layers under which the model learns, as JSON: [{"zero_heads": {"0": [1]}}]."""
     gradient_checkpointing: bool = False
     """Compute each layer again in the backward pass instead of keeping what it computed."""
     compile: bool = False
@@ -172,6 +174,21 @@ class TrainerConfig(Config):
     @classmethod
     def _task_by_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @pydantic.field_validator("interventions", mode="before")
+    @classmethod
+    def _plain_interventions(cls, value: Any) -> Any:
+        if not value:
+            return ()
+        from stepwell.model.interventions import parse_interventions, plain_interventions  # torch
+
+        parsed = parse_interventions(value)
+        edits = [edit for each in parsed for edit in each.edits]
+        if any(edit.point == "logits" for edit in edits):
+            raise ValueError("a model learns through its logits: change a point of a layer")
+        if any(edit.needs_prompt for edit in edits):
+            raise ValueError("a text to learn from has no prompt: number the positions")
+        return tuple(plain_interventions(parsed))
 
     @pydantic.model_validator(mode="after")
     def _parts_fit_the_batch(self) -> Self:

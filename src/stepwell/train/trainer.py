@@ -21,6 +21,8 @@ from torch.optim import AdamW
 
 from stepwell.device import pick_device, set_threads
 from stepwell.errors import TrainingError
+from stepwell.model.hooks import Hooks
+from stepwell.model.interventions import parse_interventions
 from stepwell.model.transformer import Transformer
 from stepwell.tasks.base import IGNORE, Batch
 from stepwell.train import optim
@@ -125,6 +127,9 @@ class Trainer:
         model.gradient_checkpointing = self.config.gradient_checkpointing
         if self.config.compile:
             model.compile_parts()
+        if self.config.interventions:
+            model.hooks = Hooks(parse_interventions(self.config.interventions))
+            model.hooks.check(model.config)
         return model.to(self.device)
 
     @property
