@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stepwell.cli.eval import read_interventions
+from stepwell.cli.interventions import read_interventions
 from stepwell.errors import HookError, StepwellError, UsageError
 from stepwell.evals.evaluate import evaluate
 from stepwell.generate.text import TextGenerator
@@ -90,15 +90,15 @@ def test_interventions_are_used_and_recorded(
     file = tmp_path / "zeroed.json"
     file.write_text(ZEROED)
     assert read_interventions(str(file)) == read_interventions(ZEROED) == (ZeroHeads({0: [0]}),)
-    assert read_interventions(None) == read_interventions("[]") == ()
+    assert read_interventions("") == read_interventions("[]") == ()
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[{", "character 3: not valid JSON"),
+        ("[{", "not valid JSON: Expecting property name"),
         ('[{"zero_hats": {}}]', "no intervention 'zero_hats'. Did you mean 'zero_heads'"),
-        ("gone.json", "gone.json does not exist"),
+        ("gone.json", "neither a JSON list nor a file"),
     ],
 )
 def test_interventions_that_are_none_are_refused(text: str, said: str) -> None:

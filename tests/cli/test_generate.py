@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import stepwell as sw
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.request import SAMPLING_PRESETS, SamplingParams
 from stepwell.generate.text import TextGenerator
@@ -149,3 +151,79 @@ def test_threads_and_dtype_are_honoured(run, trained) -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
+
+
+SILENT = {"zero_heads": {"0": [0]}}
+LEVEL = {"replace": {"point": "logits", "value": 0.0}}
+ZEROED = json.dumps([SILENT, LEVEL])
+
+
+def test_interventions_are_those_of_the_library(run, trained, generator, tmp_path) -> None:
+    words = ("generate", trained, PROMPT, "--json", "--temperature", 0, "--ignore-eos")
+    plain, changed = (run(*words, *more).json for more in ((), ("--interventions", ZEROED)))
+    expected = generator.generate(
+        PROMPT, temperature=0, ignore_eos=True, interventions=json.loads(ZEROED)
+    )
+    assert changed["answers"][0]["text"] == expected.text != plain["answers"][0]["text"]
+    assert changed["answers"][0]["executors"] == list(expected.executors)
+    file = tmp_path / "changes.json"
+    file.write_text(ZEROED)
+    assert run(*words, "--interventions", file).json["answers"] == changed["answers"]
+
+
+def test_a_file_of_answers_under_interventions_is_another_file(run, trained, tmp_path) -> None:
+    prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text(json.dumps({"prompt": PROMPT}) + "\n")
+    words = ("generate", trained, "--input", prompts, "--output", answers, "--temperature", 0)
+    assert run(*words).code == 0
+    refused = run(*words, "--interventions", ZEROED)
+    assert refused.code != 0
+    assert run(*words, "--interventions", ZEROED, "--fresh").code == 0
+    [line] = answers.read_text().splitlines()
+    one = run("generate", trained, PROMPT, "--temperature", 0, "--interventions", ZEROED)
+    assert json.loads(line)["answers"][0]["text"] + "\n" == one.out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[{", "--interventions is not valid JSON"),
+        ("changes.json", "is neither a JSON list nor a file"),
+        ('[{"zero_head": {}}]', "Did you mean 'zero_heads'?"),
+        ('[{"zero_heads": {"9": [0]}}]', "not 9"),
+        ('[{"steer": {"layer": 0}}]', "Steer needs a value for 'vector'"),
+        ('[{"steer": {"layer": 0, "vector": [1, 2]}}]', "wide, the value for it 2"),
+    ],
+)
+def test_wrong_interventions_are_explained(run, trained, text, said) -> None:
+    ended = run("generate", trained, PROMPT, "--interventions", text)
+    assert ended.code == 2
+    assert said in " ".join(ended.err.split())
+
+
+def test_a_recording_of_the_answer_lies_where_it_was_asked_for(run, trained, tmp_path) -> None:
+    file = tmp_path / "seen.safetensors"
+    ended = run(
+        *("generate", trained, PROMPT, "-n", 2, "--record", "attention.pattern,logits"),
+        *("--record-layers", 0, "--record-to", file),
+    )
+    assert ended.code == 0
+    assert str(file.name) in ended.err
+    seen = sw.read_recording(file)
+    assert list(seen) == [("attention.pattern", 0), ("logits", -1)]
+    assert len(seen.rows) == 2
+    assert torch.allclose(seen["attention.pattern", 0][0, :, -1].sum(-1), torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--record", "attention.patern"), "Did you mean 'attention.pattern'?"),
+        (("--record", "logits", "--record-layers", "x"), "expected numbers such as 0,2 or 0-3"),
+        (("--record", "logits", "--record-to", "seen.pt"), "expected .safetensors"),
+    ],
+)
+def test_a_recording_that_cannot_be_made_is_refused(run, trained, words, said) -> None:
+    ended = run("generate", trained, PROMPT, *words)
+    assert ended.code == 2
+    assert said in " ".join(ended.err.split())

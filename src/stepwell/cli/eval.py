@@ -17,8 +17,9 @@ from rich.text import Text
 
 from stepwell.cli.compute import ComputeFlags
 from stepwell.cli.console import Output, OutputFlags, finite
+from stepwell.cli.interventions import InterventionFlags
 from stepwell.cli.progress import GenerationProgress
-from stepwell.config import read_json, write_atomically, write_json
+from stepwell.config import write_atomically, write_json
 from stepwell.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,8 +76,6 @@ class EvalFlags:
     """Write each question with its answer and scores, a line of JSON each."""
     cache: Path | None = None
     """Keep generated answers in this file; a second run makes only those that it lacks."""
-    interventions: Annotated[str | None, Parameter(metavar="JSON")] = None
-    """What to change inside the model: JSON such as [{"zero_heads": {"0": [1]}}], or its file."""
 
     def check(self) -> None:
         """Nothing; raises UsageError for a number that is too small."""
@@ -96,6 +95,7 @@ def evaluate(
     tasks: Annotated[str | None, Parameter(metavar="FILES")] = None,
     harness: HarnessFlags = HarnessFlags(),  # it is frozen
     options: EvalFlags = EvalFlags(),
+    inside: InterventionFlags = InterventionFlags(),  # noqa: B008
     compute: ComputeFlags = ComputeFlags(),  # noqa: B008
     output: OutputFlags = OutputFlags(),  # noqa: B008
 ) -> None:
@@ -118,7 +118,7 @@ def evaluate(
         )
     harness.check()
     options.check()
-    interventions = read_interventions(options.interventions)
+    interventions = inside.parsed
     with output.open() as opened:
         from stepwell.evals.lm_eval import check_installed
         from stepwell.model.interventions import plain_interventions
@@ -141,23 +141,6 @@ def evaluate(
         }
         opened.result(plain, table_of(results))
         work.write(plain, samples)
-
-
-def read_interventions(text: str | None) -> tuple[Intervention, ...]:
-    """The interventions of a JSON list, or of a file that holds one; none where none are given."""
-    if text is None:
-        return ()
-    from stepwell.model.interventions import parse_interventions
-
-    if not text.lstrip().startswith("["):
-        return parse_interventions(read_json(text), where=text)
-    try:
-        return parse_interventions(json.loads(text), where="--interventions")
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            f"--interventions, character {error.pos + 1}: not valid JSON.",
-            fix='write \'[{"zero_heads": {"0": [1, 3]}}]\', or give a file.',
-        ) from None
 
 
 class Work:

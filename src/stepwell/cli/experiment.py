@@ -16,6 +16,7 @@ from stepwell.cli.configured import chosen_tasks, configured_task, task_flags
 from stepwell.cli.console import Output, OutputFlags
 from stepwell.cli.faults import INTERRUPTED
 from stepwell.cli.flags import Flag, given_values, model_flags, with_flags
+from stepwell.cli.interventions import InterventionFlags
 from stepwell.cli.progress import GenerationProgress
 from stepwell.cli.prompts import TemplateFlags
 from stepwell.cli.report_table import terminal_table
@@ -96,6 +97,7 @@ def temperature_command(tokens: Sequence[str] | None) -> Callable[..., int]:
         *,
         asked: AskedFlags = AskedFlags(),  # it is frozen
         varied: VariedFlags = VariedFlags(),
+        inside: InterventionFlags = InterventionFlags(),  # noqa: B008
         out: Annotated[Path | None, Parameter(metavar="DIR")] = None,
         cache: Annotated[Path | None, Parameter(metavar="FILE")] = None,
         compute: ComputeFlags = ComputeFlags(),  # noqa: B008
@@ -131,7 +133,7 @@ def temperature_command(tokens: Sequence[str] | None) -> Callable[..., int]:
             questions = asked_questions(asked, flags, given, model)
             generator = compute.load(model, max_rows=varied.batch_size)
             folder = out or Path(f"{Path(model).resolve().name}-temperature")
-            how = {**numbers, **given_values(FLAGS, given)}
+            how = {**numbers, **given_values(FLAGS, given), "interventions": inside.parsed}
             return run_study(generator, questions, how, folder, cache or folder / CACHE, opened)
 
     return with_flags(temperature, flags)

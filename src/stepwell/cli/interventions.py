@@ -55,8 +55,10 @@ class InsideFlags(InterventionFlags):
         """What to keep of each answer; None where nothing was asked for."""
         if not self.record:
             return None
+        from stepwell.generate.recording_files import check_suffix
         from stepwell.generate.tape import Record
 
+        check_suffix(self.record_to)
         layers = parse_choice(self.record_layers, "--record-layers")
         named = self.record_positions in ("all", "prompt", "generated", "last")
         return Record(

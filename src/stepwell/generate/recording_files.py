@@ -32,6 +32,7 @@ def write_recording(recording: Recording, path: str | Path) -> Path:
     Raises UsageError for another suffix, and where a .npy file would have to hold several values.
     """
     path = Path(path)
+    check_suffix(path)
     if path.suffix == ".safetensors":
         rows = enumerate(recording.rows)
         tensors = {
@@ -49,13 +50,17 @@ def write_recording(recording: Recording, path: str | Path) -> Path:
             )
         [value] = recording.values()
         write_atomically(path, _npy(value))
-    elif path.suffix:
-        raise UsageError(f"{path}: expected .safetensors, .npy, or a folder without a suffix.")
     else:
         for (point, layer), value in recording.items():
             write_atomically(path / f"{point}.{layer}.npy", _npy(value))
         write_json(path / INDEX, _index(recording))
     return path
+
+
+def check_suffix(path: Path) -> None:
+    """Raises UsageError where a path names no form of a recording."""
+    if path.suffix not in (".safetensors", ".npy", ""):
+        raise UsageError(f"{path}: expected .safetensors, .npy, or a folder without a suffix.")
 
 
 def read_recording(path: str | Path) -> Recording:
