@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stepwell.errors import HookError, PromptError
+from stepwell.errors import ConfigError, HookError, PromptError
 from stepwell.generate.record import record as record_spec
+from stepwell.generate.response_cache import ResponseCache
 from stepwell.generate.tape import Record, Tape, TapeRecorder
 from stepwell.model.config import ModelConfig
 from stepwell.model.hooks import POINTS, Hooks
@@ -196,3 +197,39 @@ def test_text_is_recorded_as_its_tokens_are(gen):
     ids = torch.tensor([gen.tokenizer.encode("abcd")])
     with torch.no_grad():
         close(two.row(1)["logits", -1], gen.model(ids)[0, -1:])
+
+
+ATTENTION = Record(points=["attention.pattern"], layers=[1])
+
+
+def full(gen, text, done):
+    """The pattern of layer 1 in one forward over a prompt and what was read of its answer."""
+    ids = [*gen.tokenizer.encode(text), *done.token_ids[:-1]]
+    return record(gen.model, [ids], points=["attention.pattern"])["attention.pattern", 1]
+
+
+def test_one_answer_a_batch_and_a_stream_bring_the_same_recording(gen):
+    params = {"max_new_tokens": 6, "temperature": 0, "ignore_eos": True, "record": ATTENTION}
+    one = gen.generate("abcd", **params)
+    [[first], [second]] = gen.generate_batch(["ab", "abcd"], **params)
+    *_, last = gen.generate_stream("abcd", **params)
+    for text, done in (("abcd", one), ("ab", first), ("abcd", second), ("abcd", last.completion)):
+        close(done.recording["attention.pattern", 1], full(gen, text, done))
+        assert done.executors
+    assert gen.generate("abcd", max_new_tokens=2).recording is None
+
+
+def test_json_of_interventions_is_taken_as_they_are(gen):
+    changes = [{"zero_heads": {"0": [1]}}]
+    params = {"max_new_tokens": 2, "temperature": 0, "record": Record(points=["logits"])}
+    written, declared, plain = (
+        gen.generate("abcd", interventions=each, **params).recording["logits", -1]
+        for each in (changes, [ZeroHeads({0: [1]})], [])
+    )
+    assert torch.equal(written, declared)
+    assert not torch.equal(written, plain)
+
+
+def test_recordings_do_not_come_from_a_cache(gen, tmp_path):
+    with ResponseCache(tmp_path / "answers.sqlite") as cache, pytest.raises(ConfigError):
+        gen.generate_batch(["ab"], record=ATTENTION, cache=cache)
