@@ -95,13 +95,12 @@ def test_questions_are_asked_of_all_and_a_failing_peer_is_a_row(
 
 
 def test_questions_of_our_own_need_no_peer(tiny) -> None:
-    bench = Bench(PLAN, ("bandwidth", "verify", "hooks"), {})
+    bench = Bench(PLAN, ("bandwidth", "verify"), {})
     rows = list(bench.rows(tiny))
     assert [(row.question, row.case, row.against) for row in rows] == [
         ("bandwidth", "bf16", "read-only pass"),
         ("verify", "4 tokens", "1 token"),
         ("verify", "8 tokens", "1 token"),
-        ("hooks", "idle", "no hooks"),
         ("bandwidth", "int8", "read-only pass"),
     ]
     assert all(row.ratio is not None and not row.problem for row in rows)
@@ -195,6 +194,15 @@ def test_a_page_without_peers_has_no_picture(tmp_path: Path) -> None:
     path = write_page([alone_row], SETTING, tmp_path)
     assert "![" not in path.read_text()
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_only_what_was_measured_beside_a_peer_is_drawn() -> None:
+    idle = replace(ROW, question="hooks", case="idle", against="no hooks")
+    assert ratio_chart([idle], SETTING, "hooks") is None
+    zeroed = replace(ROW, question="hooks", case="head zeroed", against="nnsight")
+    chart = ratio_chart([idle, zeroed], SETTING, "hooks")
+    assert chart is not None
+    assert chart.categories == ["14m head zeroed"]
 
 
 def test_a_missed_bar_is_marked() -> None:

@@ -13,16 +13,17 @@ from typing import Final
 import torch
 
 from stepwell.evals.bench.figures import Figures, Row, make_row
+from stepwell.evals.bench.hook import Hook
+from stepwell.evals.bench.hooks import decoding, hooks
 from stepwell.evals.bench.ours import Ours
 from stepwell.evals.bench.peers.conversation import random_ids
 from stepwell.evals.bench.plan import WEIGHTS, BenchPlan, Question, Subject, Weights
 from stepwell.evals.bench.response_cache import cache
 from stepwell.evals.bench.speculation import speculation
 from stepwell.evals.bench.training import share
-from stepwell.evals.bench.turns import Turn, rate, take_turns
+from stepwell.evals.bench.turns import Turn, take_turns
 from stepwell.generate.executor import Chunk, Executor, NativeExecutor, TorchExecutor
 from stepwell.model.cache import KVCache
-from stepwell.model.interventions import Intervention, ZeroHeads
 from stepwell.model.native import native_decoder
 from stepwell.model.transformer import Transformer
 
@@ -34,7 +35,7 @@ DRAFTS: Final = (4, 8)
 
 def bandwidth(subject: Subject, ours: Ours, plan: BenchPlan) -> Iterator[Row]:
     """GB/s of weights while one row is decoded, against a read-only pass on the same threads."""
-    weights, decode = streamed_bytes(ours.model), decoding(ours, plan)
+    weights, decode = streamed_bytes(ours.model), decoding(ours, plan, Hook(), rows=1)
     figures = take_turns(
         {
             "decoding": lambda number: weights * decode(number) / 1e9,
@@ -62,24 +63,6 @@ def streamed_bytes(model: Transformer) -> int:
     """Bytes of weights that a step reads: all but an embedding that is only looked up."""
     looked_up = {"position_embed.weight"} | ({"embed.weight"} if model.head is not None else set())
     return sum(value.nbytes for name, value in model.named_parameters() if name not in looked_up)
-
-
-def hooks(subject: Subject, ours: Ours, plan: BenchPlan) -> Iterator[Row]:
-    """Tokens a second with an intervention that changes nothing, against none."""
-    idle = decoding(ours, plan, (ZeroHeads({}),))
-    figures = take_turns({"idle": idle, "no hooks": decoding(ours, plan)}, plan)
-    sides = (figures["idle"], "no hooks", figures["no hooks"])
-    yield make_row("hooks", "idle", subject.name, "tokens/s", *sides)
-
-
-def decoding(ours: Ours, plan: BenchPlan, interventions: tuple[Intervention, ...] = ()) -> Turn:
-    """A turn that gives tokens a second of one row."""
-
-    def turn(number: int) -> float:
-        timing = ours.measure(1, plan.prompt_tokens, plan.new_tokens, number, interventions)
-        return rate(plan.new_tokens - 1, timing.decode_s)
-
-    return turn
 
 
 def verify(subject: Subject, ours: Ours, plan: BenchPlan) -> Iterator[Row]:
@@ -155,7 +138,7 @@ ALONE: Final = (
     Trial("bandwidth", bandwidth, WEIGHTS),
     Trial("verify", verify),
     Trial("speculation", speculation),
-    Trial("hooks", hooks),
+    Trial("hooks", hooks, ("fp32",)),
     Trial("cache", cache),
     Trial("train", share),
 )

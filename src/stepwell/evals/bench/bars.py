@@ -41,4 +41,6 @@ BARS: Final[Mapping[tuple[str, str, str, str], Bar]] = {
     },
     ("train", "6 N, compiled", "110m", "bf16 products"): Bar(0.7),
     **{("hooks", "idle", model, "no hooks"): Bar(0.98) for model in MODELS},
+    **{("hooks", "recording, 16 rows", model, "no recording"): Bar(0.7) for model in MODELS},
+    **{("hooks", "head zeroed", "14m", peer): Bar(3) for peer in ("nnsight", "transformer-lens")},
 }

@@ -6,7 +6,7 @@ started once for a model and its weights, and stays while they are measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,26 +18,17 @@ from stepwell.errors import PeerError, PromptError
 from stepwell.evals.bench.alone import ALONE
 from stepwell.evals.bench.bars import BARS
 from stepwell.evals.bench.figures import Row, make_row
+from stepwell.evals.bench.hooks import hook_works
 from stepwell.evals.bench.ours import Ours
 from stepwell.evals.bench.peer import KINDS, Peer, command_of
 from stepwell.evals.bench.peers.conversation import FIRST_PROMPT, Setup
-from stepwell.evals.bench.plan import WEIGHTS, BenchPlan, Question, Subject, Weights
+from stepwell.evals.bench.plan import FORMATS, WEIGHTS, BenchPlan, Question, Subject, Weights
 from stepwell.evals.bench.turns import Contestant, rate, take_turns
+from stepwell.evals.bench.work import Work
 
 ROWS = (1, 16)
 COMPILED = ((True, False), (False, False), (True, True))
 """Whether we and the peers compile the model that is trained."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A question for every contestant. length: tokens of the longest sequence in it."""
-
-    question: Question
-    case: str
-    unit: str
-    length: int
-    figure: Callable[[Contestant, int], float]
 
 
 @dataclass
@@ -54,7 +45,7 @@ class Bench:
 
     def rows(self, subject: Subject) -> Iterator[Row]:
         """Every row about a model, each as soon as it is measured."""
-        for weights in WEIGHTS:
+        for weights in FORMATS:
             works = [each for each in works_of(self.plan, weights) if self._asks(each.question)]
             trials = [
                 each for each in ALONE if self._asks(each.question) and weights in each.weights
@@ -62,6 +53,8 @@ class Bench:
             if not (works or trials):
                 continue
             ours = Ours(subject.directory, weights)
+            if weights == "fp32":
+                works += hook_works(ours, self.plan)
             yield from barred(self._compared(works, subject, ours))
             for trial in trials:
                 yield from barred(trial.rows(subject, ours, self.plan))
@@ -110,7 +103,8 @@ def compared(
     running += [peer for peer in asked.values() if isinstance(peer, Peer)]
     figures = take_turns({who.name: partial(work.figure, who) for who in running}, plan)
     for name, peer in asked.items():
-        yield row(figures[ours.name], name, peer if isinstance(peer, str) else figures[name])
+        theirs = peer if isinstance(peer, str) else figures[name]
+        yield replace(row(figures[ours.name], name, theirs), note=work.note(name))
     if not asked:
         yield row(figures[ours.name])
 
@@ -135,7 +129,12 @@ def barred(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def works_of(plan: BenchPlan, weights: Weights) -> list[Work]:
-    """The questions about a model with such weights that every contestant can be asked."""
+    """The questions about a model with such weights that every contestant can be asked.
+
+    Hooks, which take the model itself, are in `hook_works`.
+    """
+    if weights not in WEIGHTS:
+        return []
     works = [_decode(plan, rows, weights) for rows in ROWS]
     works.append(_prefill(plan, weights))
     if weights == "bf16":

@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from email.parser import HeaderParser
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -43,11 +44,11 @@ def install_peer(name: str, folder: Path) -> Path:
     return python
 
 
-def install_transformers(pip: Pip) -> None:
-    """transformers, and the torch that we have."""
+def install_beside_torch(requirement: str, pip: Pip) -> None:
+    """A package that stands on torch, and the torch that we have."""
     import torch
 
-    pip("install", f"torch=={torch.__version__.partition('+')[0]}", "transformers>=5")
+    pip("install", f"torch=={torch.__version__.partition('+')[0]}", requirement)
 
 
 def install_llama_cpp(pip: Pip) -> None:
@@ -94,7 +95,9 @@ def run(command: list[str]) -> None:
 RECIPES: Final[Mapping[str, Callable[[Pip], None]]] = MappingProxyType(
     {
         "llama.cpp": install_llama_cpp,
-        "transformers": install_transformers,
+        "transformers": partial(install_beside_torch, "transformers>=5"),
         "vllm": install_vllm,
+        "nnsight": partial(install_beside_torch, "nnsight==0.8.1"),
+        "transformer-lens": partial(install_beside_torch, "transformer-lens==4.3.0"),
     }
 )

@@ -15,9 +15,8 @@ from typing import cast
 
 from stepwell.device import set_threads
 from stepwell.errors import DeviceError
-from stepwell.evals.bench.ours import first_token
+from stepwell.evals.bench.ours import first_token, loaded
 from stepwell.evals.bench.plan import Weights
-from stepwell.model.weights import load_model
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
@@ -29,11 +28,11 @@ def peak_of_loading(directory: Path, weights: Weights) -> int:
 
     The model is loaded twice, so that what the libraries keep from the first time does not count.
     """
-    first_token(load_model(directory, weights=weights), PROMPT)
+    first_token(loaded(directory, weights), PROMPT)
     give_back()
     before = now("VmRSS")
     RESET.write_text(RESET_PEAK)
-    first_token(load_model(directory, weights=weights), PROMPT)
+    first_token(loaded(directory, weights), PROMPT)
     return now("VmHWM") - before
 
 

@@ -21,7 +21,8 @@ from types import MappingProxyType
 from typing import Any, Final, Self
 
 from stepwell.errors import PeerError, UsageError, suggest
-from stepwell.evals.bench.peers.conversation import Setup, Timing
+from stepwell.evals.bench.hook import Hook
+from stepwell.evals.bench.peers.conversation import Answer, Setup, Timing
 from stepwell.evals.bench.plan import WEIGHTS, Question, Weights
 
 VARIABLE: Final = "STEPWELL_PEERS"
@@ -51,6 +52,8 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
         "llama.cpp": Kind("llama_cpp", ("decode", "prefill", "load"), WEIGHTS),
         "transformers": Kind("transformers", ("decode", "prefill", "load", "train")),
         "vllm": Kind("vllm", ("decode", "prefill", "batch")),
+        "nnsight": Kind("nnsight", ("hooks",), ("fp32",)),
+        "transformer-lens": Kind("transformer_lens", ("hooks",), ("fp32",)),
     }
 )
 
@@ -108,6 +111,18 @@ class Peer:
         asked = {"do": "train", "rows": rows, "length": length, "seed": seed, "compiled": compiled}
         return self._number(self._exchange(asked), "seconds")
 
+    def hooked(self, rows: int, prompt: int, new: int, seed: int, hook: Hook) -> Answer:
+        """What `rows` prompts are answered under a hook, and the seconds that it takes."""
+        asked = {"do": "hooked", "rows": rows, "prompt": prompt, "new": new, "seed": seed}
+        said = self._exchange({**asked, "hook": hook.plain})
+        seconds = self._number(said, "prefill_s"), self._number(said, "decode_s")
+        return Answer(*seconds, self._list(said, "ids"))
+
+    def logits(self, prompt: int, seed: int, hook: Hook) -> list[float]:
+        """The logits from which the first token of an answer comes, under an intervention."""
+        asked = {"do": "logits", "prompt": prompt, "seed": seed, "hook": hook.plain}
+        return self._list(self._exchange(asked), "logits")
+
     def close(self) -> None:
         """End the process, and those that it has started."""
         end_group(self._process)
@@ -144,6 +159,12 @@ class Peer:
         if not isinstance(value, int | float):
             raise PeerError(f"{self.name} said {dict(said)}, expected seconds as {key!r}.")
         return float(value)
+
+    def _list(self, said: Mapping[str, Any], key: str) -> list[Any]:
+        value = said.get(key)
+        if not isinstance(value, list):
+            raise PeerError(f"{self.name} said {dict(said)}, expected a list as {key!r}.")
+        return value
 
     def _last_words(self) -> str:
         """The last line of its standard error, or its exit code.

@@ -23,10 +23,13 @@ Question = Literal[
     "cache",
     "train",
 ]
-Weights = Literal["bf16", "int8"]
+Weights = Literal["bf16", "int8", "fp32"]
 MODELS: Final = ("14m", "110m", "443m")
 """The models with random weights; their shapes are in `sizes`."""
 WEIGHTS: Final[tuple[Weights, ...]] = ("bf16", "int8")
+"""The formats in which decoding is timed."""
+FORMATS: Final[tuple[Weights, ...]] = (*WEIGHTS, "fp32")
+"""Those and the one in which hooks are, the order in which a model is measured."""
 
 QUESTIONS: Final[dict[Question, str]] = {
     "decode": "tokens a second behind a prompt, for 1 row and for 16, with bf16 and int8 weights",
@@ -36,7 +39,7 @@ QUESTIONS: Final[dict[Question, str]] = {
     "bandwidth": "the share of the memory's read bandwidth that decoding one row reaches",
     "verify": "a step over 4 and 8 tokens of one sequence against a step over 1",
     "speculation": "tokens a second of whole answers with a draft, against the model alone",
-    "hooks": "decoding with an intervention that changes nothing against decoding without",
+    "hooks": "tokens a second under interventions, idle ones too, and while attention is recorded",
     "cache": "answers a second that are all found in a response cache, against none found",
     "train": "tokens a second of training steps with bf16 products, and their share of the machine",
 }

@@ -14,11 +14,16 @@ from typing import Any, Final
 
 from stepwell.config import write_atomically
 from stepwell.evals.bench.figures import Bar, Figures, Row
+from stepwell.evals.bench.peer import KINDS
 from stepwell.report import Chart, Series, write_png
 
 HEADS: Final = ("question", "case", "model", "ours", "against", "theirs", "ratio", "bar")
 SIGNS: Final = {True: "✓", False: "✗", None: ""}
-PICTURED: Final[Mapping[str, str]] = {"decode": "Decoding", "train": "Training"}
+PICTURED: Final[Mapping[str, str]] = {
+    "decode": "Decoding",
+    "train": "Training",
+    "hooks": "Generating under hooks",
+}
 """Questions whose ratios to peers are drawn, and what the picture calls them."""
 STEP_ASIDE: Final = 0.12  # of the distance between two places on the chart
 
@@ -162,7 +167,10 @@ def ratio_chart(rows: Sequence[Row], setting: Setting, question: str = "decode")
     compared = [
         row
         for row in rows
-        if row.question == question and row.unit == "tokens/s" and row.ratio is not None
+        if row.question == question
+        and row.unit == "tokens/s"
+        and row.against in KINDS
+        and row.ratio is not None
     ]
     if not compared:
         return None

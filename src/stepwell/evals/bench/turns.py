@@ -8,7 +8,8 @@ from typing import Protocol
 
 from stepwell.errors import ConfigError, StepwellError
 from stepwell.evals.bench.figures import Figures
-from stepwell.evals.bench.peers.conversation import Timing
+from stepwell.evals.bench.hook import Hook
+from stepwell.evals.bench.peers.conversation import Answer, Timing
 from stepwell.evals.bench.plan import BenchPlan
 
 Turn = Callable[[int], float]
@@ -33,6 +34,12 @@ class Contestant(Protocol):
 
     def train(self, rows: int, length: int, seed: int, *, compiled: bool) -> float:
         """Seconds of a training step over `rows` of so many tokens, products in bfloat16."""
+
+    def hooked(self, rows: int, prompt: int, new: int, seed: int, hook: Hook) -> Answer:
+        """What `rows` prompts are answered under a hook, and the seconds that it takes."""
+
+    def logits(self, prompt: int, seed: int, hook: Hook) -> list[float]:
+        """The logits from which the first token of an answer comes, under an intervention."""
 
 
 def take_turns(turns: Mapping[str, Turn], plan: BenchPlan) -> dict[str, Figures | str]:

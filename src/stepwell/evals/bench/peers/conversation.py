@@ -10,7 +10,13 @@
     it says    {"seconds": 0.4}
     we ask     {"do": "train", "rows": 8, "length": 256, "seed": 3, "compiled": false}
     it says    {"seconds": 0.9}
+    we ask     {"do": "hooked", "rows": 1, "prompt": 64, "new": 2, "seed": 3, "hook": HOOK}
+    it says    {"prefill_s": 0.01, "decode_s": 0.2, "ids": [[17, 5]]}
+    we ask     {"do": "logits", "prompt": 64, "seed": 3, "hook": HOOK}
+    it says    {"logits": [0.1, -2.5, ...]}
 
+HOOK is an intervention, such as {"steer": {...}}; {"record": LAYER}, which keeps that layer's
+attention pattern and need not tell any ids; or null. Logits are those behind the first prompt.
 `length` is the longest sequence, prompt and answer together. The end of its input is the end of a
 peer; what goes wrong with it stands on its standard error when it dies.
 """
@@ -21,7 +27,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 FIRST_PROMPT = 8
@@ -36,6 +42,14 @@ class Timing(NamedTuple):
 
     prefill_s: float
     decode_s: float
+
+
+class Answer(NamedTuple):
+    """The seconds of a Timing, and the greedy tokens behind each prompt."""
+
+    prefill_s: float
+    decode_s: float
+    ids: list[list[int]]
 
 
 class Setup(NamedTuple):
@@ -80,8 +94,22 @@ class Player:
         """Seconds of a training step over `rows` of so many tokens, products in bfloat16."""
         raise NotImplementedError
 
-    def answer(self, do: str, **asked: Any) -> dict[str, float]:
+    def hooked(
+        self, rows: int, prompt: int, new: int, seed: int, hook: Mapping[str, Any] | None
+    ) -> Answer:
+        """What `rows` prompts are answered under a hook, and the seconds that it takes."""
+        raise NotImplementedError
+
+    def logits(self, prompt: int, seed: int, hook: Mapping[str, Any]) -> list[float]:
+        """The logits from which the first token of an answer comes, under an intervention."""
+        raise NotImplementedError
+
+    def answer(self, do: str, **asked: Any) -> dict[str, Any]:
         """What is said to a question."""
+        if do == "hooked":
+            return self.hooked(**asked)._asdict()
+        if do == "logits":
+            return {"logits": self.logits(**asked)}
         if do == "measure":
             return self.measure(**asked)._asdict()
         if do == "batch":
