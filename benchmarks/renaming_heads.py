@@ -244,7 +244,7 @@ def study(seed: int) -> dict[str, Any]:
 
 
 def draw(found: Sequence[Mapping[str, Any]]) -> None:
-    """The pictures of the page: effects by depth and accuracies, of the network that learnt most."""
+    """The pictures of the page: effects and accuracies of the network that learnt most."""
     best = max(found, key=lambda each: each["accuracy"]["intact"][-1][0])
     write_png(
         HeatmapGrid(
