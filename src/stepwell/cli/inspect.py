@@ -1,23 +1,26 @@
-"""`stepwell inspect`: what each head looks at in a text, and what the model would say next."""
+"""`stepwell inspect`: a text as a model sees it, and what the model would say next."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
+from cyclopts import Parameter
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from stepwell.cli.compute import ComputeFlags
 from stepwell.cli.console import Output, OutputFlags
+from stepwell.cli.drawing import Drawing, Figures, check_out, write_drawing
+from stepwell.cli.effects import check_top
 from stepwell.errors import UsageError
 
 if TYPE_CHECKING:
     from stepwell.generate.text import TextGenerator
 
-SUFFIXES: Final = (".html", ".png")
 BAR_WIDTH: Final = 24
 
 
@@ -27,6 +30,8 @@ def inspect(
     /,
     *,
     out: Path | None = None,
+    lens: Annotated[bool, Parameter(negative=())] = False,
+    probabilities: Annotated[bool, Parameter(negative=())] = False,
     layers: str = "all",
     heads: str = "all",
     top: int = 10,
@@ -37,6 +42,8 @@ def inspect(
 
         stepwell inspect runs/rename "1>a;a>b;" --out attention.html
         stepwell inspect runs/rename "1>a;a>b;" --out attention.png --layers 0,2 --heads 0-3
+        stepwell inspect runs/rename "1>a;a>b;" --lens --out lens.html
+        stepwell inspect runs/rename "1>a;a>b;" --probabilities --out text.html
 
     Parameters
     ----------
@@ -45,31 +52,38 @@ def inspect(
     prompt
         The text to look at.
     out
-        Where the attention maps go: a page that needs nothing else (.html), or a picture (.png).
+        Where the drawing goes: a page that needs nothing else (.html), or a picture (.png).
+    lens
+        Instead of attention, show what each layer would say next (logit lens).
+    probabilities
+        Instead of attention, show how likely each token of the text was.
     layers
-        Which layers to draw, such as 0,2 or 0-3.
+        Which layers to draw attention of, such as 0,2 or 0-3.
     heads
-        Which heads to draw, such as 0,2 or 0-3.
+        Which heads to draw attention of, such as 0,2 or 0-3.
     top
         How many next tokens to list.
     """
-    if out is not None and out.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--out {out}: expected a name that ends in {' or '.join(SUFFIXES)}.")
-    if top < 1:
-        raise UsageError(f"--top is {top}, expected 1 or more.")
+    check_out(out)
+    check_top(top)
+    if lens and probabilities:
+        raise UsageError("--lens and --probabilities are two drawings.", fix="ask for one.")
+    if (lens or probabilities) and (layers, heads) != ("all", "all"):
+        raise UsageError("--layers and --heads choose attention maps.", fix="leave them out.")
     chosen = parse_choice(layers, "--layers"), parse_choice(heads, "--heads")
     with output.open() as opened:
         generator = compute.load(model)
-        likeliest = next_tokens(generator, prompt, top)
-        if out is not None:
-            draw(generator, prompt, out, *chosen, command=f"stepwell inspect {model} --out {out}")
-        plain: dict[str, Any] = {
-            "tokens": generator.tokens(prompt),
-            "next": likeliest,
-            "out": None if out is None else str(out),
-        }
-        opened.result(plain, likeliest_table(likeliest))
-        _say_where(out, opened)
+        if lens:
+            view = lens_view(generator, prompt)
+        elif probabilities:
+            view = probabilities_view(generator, prompt, top)
+        else:
+            view = attention_view(generator, prompt, top, *chosen, draws=out is not None)
+        if out is not None and view.drawing is not None:
+            write_drawing(view.drawing, out)
+        shown = {"tokens": generator.tokens(prompt), **view.plain}
+        opened.result({**shown, "out": None if out is None else str(out)}, view.table)
+        _say_where(view, out, opened)
 
 
 def parse_choice(text: str, flag: str) -> list[int] | None:
@@ -85,6 +99,47 @@ def parse_choice(text: str, flag: str) -> list[int] | None:
     return sorted(found)
 
 
+@dataclass(frozen=True)
+class View:
+    """One way to look at a text: its result as JSON and for people, and what can be drawn.
+
+    name: what the drawing is. hint: what a drawing would show.
+    """
+
+    name: str
+    hint: str
+    plain: dict[str, Any]
+    table: Table
+    drawing: Drawing | None
+
+
+def attention_view(
+    generator: TextGenerator,
+    prompt: str,
+    top: int,
+    layers: Sequence[int] | None,
+    heads: Sequence[int] | None,
+    *,
+    draws: bool,
+) -> View:
+    """The likeliest next tokens, and if it `draws`, maps of the chosen layers and heads."""
+    from stepwell.study.heatmap import heatmap, visible
+
+    drawing = None
+    if draws:
+        seen = generator.record(
+            prompt,
+            layers="all" if layers is None else layers,
+            heads="all" if heads is None else heads,
+        )
+        drawing = heatmap(seen, tokens=generator.tokens(prompt), heads=heads)
+    likeliest = next_tokens(generator, prompt, top)
+    cells = [([visible(row["token"])], row["probability"]) for row in likeliest]
+    table = bar_table(["next token"], cells)
+    hint = "--out attention.html draws what each head looks at."
+    return View("Attention maps", hint, {"next": likeliest}, table, drawing)
+
+
 def next_tokens(generator: TextGenerator, prompt: str, top: int) -> list[dict[str, Any]]:
     """The `top` likeliest tokens after the text, most likely first, with their probabilities."""
     seen = generator.record(prompt, points=["logits"], positions="last")
@@ -96,46 +151,64 @@ def next_tokens(generator: TextGenerator, prompt: str, top: int) -> list[dict[st
     ]
 
 
-def draw(
-    generator: TextGenerator,
-    prompt: str,
-    out: Path,
-    layers: Sequence[int] | None,
-    heads: Sequence[int] | None,
-    *,
-    command: str,
-) -> None:
-    """Writes the attention maps of the chosen layers and heads."""
-    from stepwell.study.heatmap import heatmap
-
-    seen = generator.record(
-        prompt,
-        layers="all" if layers is None else layers,
-        heads="all" if heads is None else heads,
-    )
-    maps = heatmap(seen, tokens=generator.tokens(prompt), heads=heads)
-    if out.suffix.lower() == ".png":
-        maps.write_png(out)
-    else:
-        maps.write_html(out, command=command)
-
-
-def likeliest_table(likeliest: Sequence[dict[str, Any]]) -> Table:
-    """The next tokens for people: token, probability, a bar."""
+def lens_view(generator: TextGenerator, prompt: str) -> View:
+    """What each layer would say after the whole text; drawn, after each of its tokens."""
     from stepwell.study.heatmap import visible
+    from stepwell.study.lens import logit_lens
 
+    lens = logit_lens(generator, prompt)
+    ids = lens.likeliest[:, -1].tolist()
+    rows = [
+        {
+            "place": place,
+            "id": token,
+            "token": lens.names[token],
+            "probability": float(lens.probability(token)[row, -1]),
+        }
+        for row, (place, token) in enumerate(zip(lens.places, ids, strict=True))
+    ]
+    cells = [([row["place"], visible(row["token"])], row["probability"]) for row in rows]
+    table = bar_table(["", "next token"], cells)
+    hint = "--out lens.html draws it after each token."
+    return View("Logit lens", hint, {"lens": rows}, table, lens)
+
+
+def probabilities_view(generator: TextGenerator, prompt: str, top: int) -> View:
+    """How likely each token of the text was after those before it, and what was likelier."""
+    from stepwell.study.heatmap import token_heatmap, visible
+
+    [ids] = generator.encode([prompt])
+    logits_TV = generator.record(prompt, points=["logits"])["logits", -1][0]
+    strip = token_heatmap(logits_TV, ids, generator.tokenizer.token, top=top)
+    rows: list[dict[str, Any]] = []
+    cells: list[tuple[list[str], float | None]] = []
+    for token, place in zip(generator.tokens(prompt), strip.choices, strict=True):
+        actual = next((choice for choice in place if choice.actual), None)
+        rank, probability = (actual.rank, actual.probability) if actual else (None, None)
+        rows.append({"token": token, "probability": probability, "rank": rank})
+        cells.append(([visible(token), "" if rank is None else str(rank)], probability))
+    drawing = Figures("How likely each token was", strip)
+    hint = "--out text.html colours the text by it."
+    table = bar_table(["token", "rank"], cells)
+    return View("Probabilities", hint, {"probabilities": rows}, table, drawing)
+
+
+def bar_table(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], float | None]]) -> Table:
+    """Words under their heads, then a probability and a bar of its length."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("next token")
+    for head in heads:
+        table.add_column(head)
     table.add_column("probability", justify="right")
     table.add_column("", no_wrap=True)
-    for row in likeliest:
-        bar = Text("█" * round(row["probability"] * BAR_WIDTH), style="cyan")
-        table.add_row(visible(row["token"]), f"{row['probability']:.1%}", bar)
+    for words, probability in rows:
+        known = "" if probability is None else f"{probability:.1%}"
+        bar = Text("█" * round((probability or 0) * BAR_WIDTH), style="cyan")
+        table.add_row(*words, known, bar)
     return table
 
 
-def _say_where(out: Path | None, output: Output) -> None:
+def _say_where(view: View, out: Path | None, output: Output) -> None:
     if out is None:
-        output.note("--out attention.html draws what each head looks at.", style="dim")
+        output.note(view.hint, style="dim")
     else:
-        output.note(Text.assemble(("Attention maps: ", "dim"), str(out)))
+        output.note(Text.assemble((f"{view.name}: ", "dim"), str(out)))

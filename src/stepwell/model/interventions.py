@@ -156,7 +156,7 @@ class Patch(_AtPoint):
         """
         numbered = tuple(positions)
         value = seen[check_point(point), layer]
-        by_position = value.movedim(HEAD_AXIS[point], 1) if point == PATTERN else value
+        by_position = value.transpose(0, 1) if point == PATTERN else value
         _check_inside(numbered, len(by_position))
         taken = by_position[list(numbered)]
         if heads is not None and point in HEAD_AXIS:

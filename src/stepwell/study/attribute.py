@@ -1,8 +1,8 @@
 """Attribution by gradients: what patching or silencing a head would do, to first order.
 
-One forward and one backward pass for all heads, where patching takes a forward for each: the effect
-of a small step along a direction is its product with the gradient (Nanda 2023, attribution patching;
-Michel et al. 2019, gates of heads).
+One forward and one backward pass for all heads, where patching takes a forward for each. The effect
+of a small step along a direction is its product with the gradient (attribution patching: Nanda
+2023; gates of heads: Michel et al. 2019).
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from stepwell.generate.tape import Record
 from stepwell.generate.text import TextGenerator
 from stepwell.model.hooks import Edit, Heads, Hooks
 from stepwell.model.places import Places
-from stepwell.study.effects import EffectTable
-from stepwell.study.question import METRIC_NAMES, Metric, Question, ask
+from stepwell.model.transformer import Transformer, precise
+from stepwell.study.effects import EffectTable, head_names
+from stepwell.study.metric import METRIC_NAMES, Metric
+from stepwell.study.pairs import ask_pairs
+from stepwell.study.question import Question, Texts, ask
+
+POINT = "attention.heads"
 
 
 @dataclass(frozen=True, eq=False)
 class _Dial(Edit):
-    """Adds to each head's output its dial [B, H] times a direction: a given one, or the output."""
+    """Adds to each head's output its dial [H] times a direction: a given one, or the output."""
 
     dial: Tensor | None = None
     direction: Tensor | None = None
@@ -32,7 +37,7 @@ class _Dial(Edit):
     def apply(self, value: Tensor, places: Places, heads: Heads = None) -> Tensor:  # noqa: ARG002
         assert self.dial is not None
         along = value if self.direction is None else self.direction.to(value)
-        return value + self.dial[:, None, :, None].to(value) * along
+        return value + self.dial[:, None].to(value) * along
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,10 @@ class _Dials:
 
 def attribute_heads(
     generator: TextGenerator,
-    texts: str | Sequence[str],
+    texts: Texts,
     *,
-    right: str | Sequence[str] | None = None,
-    wrong: str | Sequence[str] | None = None,
+    right: Texts | None = None,
+    wrong: Texts | None = None,
     metric: Metric = "logit_difference",
 ) -> EffectTable:
     """How the score grows with each head's output: d score / d factor at 1, mean over the texts.
@@ -55,13 +60,10 @@ def attribute_heads(
     To first order, what silencing the head would cost.
     """
     question = ask(generator, texts, right, wrong, metric=metric)
-    gradients = [
-        _gradient(generator, question, row, question.texts[row], None)
-        for row in range(len(question.texts))
-    ]
+    gradients = [_gradient(generator.model, question, row) for row in range(len(question.texts))]
     return EffectTable.differences(
         torch.stack(gradients),
-        [f"head {head}" for head in range(generator.model.config.num_heads)],
+        head_names(generator.model.config),
         title="What each head's output is worth, to first order",
         value_label=METRIC_NAMES[metric],
     )
@@ -69,65 +71,55 @@ def attribute_heads(
 
 def attribute_patches(
     generator: TextGenerator,
-    clean: str | Sequence[str],
-    corrupt: str | Sequence[str],
+    clean: Texts,
+    corrupt: Texts,
     *,
-    right: str | Sequence[str] | None = None,
-    wrong: str | Sequence[str] | None = None,
+    right: Texts | None = None,
+    wrong: Texts | None = None,
     metric: Metric = "logit_difference",
 ) -> EffectTable:
     """What `patch_heads` would move the score by, to first order, in the score's own units.
 
     The gradient of the corrupt run's score by each head's output, times what the clean run has
-    more of it.
+    more of it. Raises PromptError for texts that do not pair or that the model answers alike.
     """
-    cleans = ask(generator, clean, right, metric=metric)
-    corrupts = ask(generator, corrupt, wrong, metric=metric)
-    question = Question(corrupts.texts, cleans.right, corrupts.right, metric)
-    spec = Record(points=("attention.heads",))
+    pairs = ask_pairs(generator, clean, corrupt, right, wrong, metric)
     model = generator.model
     gradients = []
-    for row, (one, other) in enumerate(zip(cleans.texts, corrupts.texts, strict=True)):
-        seen = record(model, [one, other], spec)
-        away = [seen["attention.heads", layer].diff(dim=0).neg() for layer in _layers(generator)]
-        gradients.append(_gradient(generator, question, row, other, away))
+    for row, both in enumerate(zip(pairs.corrupt.texts, pairs.clean.texts, strict=True)):
+        seen = record(model, both, Record(points=(POINT,)))
+        directions = [seen[POINT, layer].diff(dim=0) for layer in range(model.config.num_layers)]
+        gradients.append(_gradient(model, pairs.corrupt, row, directions))
     return EffectTable.differences(
         torch.stack(gradients),
-        [f"head {head}" for head in range(model.config.num_heads)],
+        head_names(model.config),
         title="What patching a head would move, to first order",
         value_label=METRIC_NAMES[metric],
     )
 
 
-def _layers(generator: TextGenerator) -> range:
-    return range(generator.model.config.num_layers)
-
-
 def _gradient(
-    generator: TextGenerator,
+    model: Transformer,
     question: Question,
     row: int,
-    text: Sequence[int],
-    directions: Sequence[Tensor] | None,
+    directions: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
-    """The derivative of one text's score by the dials of all heads, [L, H]."""
-    model = generator.model
+    """The derivative of one text's score by the dials of all heads, [L, H], float64 on the CPU.
+
+    directions: what the dials of each layer add, [1, T, H, D]; the heads' own output where None.
+    """
+    ids_1T = torch.tensor([question.texts[row]], device=model.device)
+    shape = model.config.num_layers, model.config.num_heads
+    kind = torch.promote_types(model.dtype, torch.float32)
     with torch.enable_grad():
-        dials = [
-            torch.zeros(1, model.config.num_heads, device=model.device, requires_grad=True)
-            for _ in _layers(generator)
-        ]
+        dials_LH = torch.zeros(shape, dtype=kind, device=model.device, requires_grad=True)
+        along = directions or [None] * len(dials_LH)
         edits = tuple(
-            _Dial(
-                "attention.heads",
-                layer,
-                "add",
-                dial=dials[layer],
-                direction=None if directions is None else directions[layer],
-            )
-            for layer in _layers(generator)
+            _Dial(POINT, layer, "add", dial=dial, direction=direction)
+            for layer, (dial, direction) in enumerate(zip(dials_LH, along, strict=True))
         )
-        logits_1TV = model(torch.tensor([text], device=model.device), hooks=Hooks([_Dials(edits)]))
-        score = question.score(logits_1TV[:, -1].float(), [row])
-        found = torch.autograd.grad(score.sum(), dials)
-    return torch.cat(found).double().cpu()
+        hooks = Hooks([_Dials(edits)], prompt_lengths=[ids_1T.shape[1]])
+        logits_1V = model.logits(model.hidden(ids_1T, hooks=hooks)[:, -1:], hooks=None)[:, 0]
+        score_1 = question.score(precise(logits_1V), [row])
+        [gradient_LH] = torch.autograd.grad(score_1.sum(), dials_LH)
+    return gradient_LH.double().cpu()

@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepwell.errors import PromptError
+from stepwell.model.config import ModelConfig
 from stepwell.report import Facts, Heatmap, Page, write_png
 
 Array = NDArray[np.float64]
+ALIKE = 1e-6
+"""Two scores are the same where they differ by less than this share: float32 tells no more."""
 
 
 @dataclass(frozen=True, eq=False)
 class EffectTable:
     """Effects [L, columns] with standard errors over the texts (NaN where there is but one).
 
-    facts: what they are measured against.
+    facts: what they are measured against. note: how to read them.
     """
 
     effects: Array
@@ -50,7 +53,7 @@ class EffectTable:
         """
         patched, start, end = (each.double().numpy() for each in (patched_NLP, start_N, end_N))
         way_N = end - start
-        if abs(way_N.mean()) <= 1e-9 * max(1.0, np.abs(end).max()):
+        if abs(way_N.mean()) <= ALIKE * max(np.abs(start).max(), np.abs(end).max()):
             raise PromptError(
                 "The clean and the corrupt texts have the same score: there is nothing to explain.",
                 fix="choose texts that the model answers differently.",
@@ -84,6 +87,11 @@ class EffectTable:
         return cls(values.mean(0), error, tuple(columns), title, value_label, facts)
 
     @property
+    def has_errors(self) -> bool:
+        """Whether there are standard errors to be told: known, and not all 0."""
+        return bool(np.nansum(self.standard_errors) > 0)
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """Layer, column, effect and standard error of each cell, the greatest effect first."""
         order = np.argsort(-np.abs(self.effects), axis=None, kind="stable")
@@ -98,14 +106,18 @@ class EffectTable:
             for layer, column in cells
         ]
 
+    def plain(self) -> dict[str, Any]:
+        """All of the table, as JSON holds it."""
+        facts = dict(self.facts)
+        return {"title": self.title, "value": self.value_label, "facts": facts, "rows": self.rows}
+
     @property
     def figure(self) -> Heatmap:
         """The table as a heatmap, layers down."""
-        known = np.isfinite(self.standard_errors).any()
         return Heatmap(
             title=self.title,
             values=self.effects,
-            error=self.standard_errors if known else None,
+            error=self.standard_errors if self.has_errors else None,
             x_ticks=self.columns,
             y_ticks=[f"layer {layer}" for layer in range(len(self.effects))],
             value_label=self.value_label,
@@ -125,6 +137,11 @@ class EffectTable:
     def write_png(self, path: str | Path, *, dark: bool = False) -> Path:
         """The path of a picture of the table."""
         return write_png(self.figure, path, dark=dark)
+
+
+def head_names(config: ModelConfig) -> tuple[str, ...]:
+    """The names of columns that stand for the heads of a layer."""
+    return tuple(f"head {head}" for head in range(config.num_heads))
 
 
 def _standard_error(values_N: Array) -> Array:

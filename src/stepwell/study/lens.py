@@ -16,6 +16,7 @@ from stepwell.errors import PromptError
 from stepwell.generate.record import record
 from stepwell.generate.tape import Record
 from stepwell.generate.text import TextGenerator
+from stepwell.model.transformer import precise
 from stepwell.report import Heatmap, Page, write_png
 from stepwell.study.heatmap import visible
 
@@ -24,7 +25,8 @@ from stepwell.study.heatmap import visible
 class Lens:
     """Log-probabilities [L + 1, T, V] of the next token; row 0 reads what enters layer 0.
 
-    tokens: the text's; names: each token of the vocabulary as people read it.
+    tokens: the text's; names: each token of the model's vocabulary as people read it, empty where
+    the tokenizer has none.
     """
 
     log_probabilities: Tensor
@@ -32,30 +34,34 @@ class Lens:
     names: tuple[str, ...]
 
     @property
+    def places(self) -> list[str]:
+        """Where each row reads the stream."""
+        layers = range(len(self.log_probabilities) - 1)
+        return ["embedding", *(f"after layer {layer}" for layer in layers)]
+
+    @property
     def likeliest(self) -> Tensor:
         """The likeliest next token of each layer at each position, int64 [L + 1, T]."""
         return self.log_probabilities.argmax(-1)
 
     def probability(self, token: int) -> Tensor:
-        """Of one token, at each layer and position, [L + 1, T]."""
+        """Of one token, at each layer and position, [L + 1, T]. Raises PromptError for no token."""
         if not 0 <= token < len(self.names):
-            raise PromptError(f"Token {token} is none of the {len(self.names)}.")
+            raise PromptError(f"The vocabulary has tokens 0..{len(self.names) - 1}, not {token}.")
         return self.log_probabilities[..., token].exp()
 
     @property
     def figure(self) -> Heatmap:
         """The likeliest token of each layer and position, coloured by its probability."""
-        best_LT = self.likeliest
-        values = self.log_probabilities.exp().gather(-1, best_LT[..., None])[..., 0]
-        layers = len(best_LT) - 1
+        best = self.log_probabilities.max(-1)
         return Heatmap(
             title="What each layer would say next",
-            values=values.numpy(),
+            values=best.values.exp().numpy(),
             x_ticks=[visible(token) for token in self.tokens],
-            y_ticks=["embedding", *(f"after layer {layer}" for layer in range(layers))],
+            y_ticks=self.places,
             x_label="after",
             value_label="probability",
-            text=[[visible(self.names[token]) for token in row] for row in best_LT.tolist()],
+            text=[[visible(self.names[token]) for token in row] for row in best.indices.tolist()],
             value_range=(0.0, 1.0),
             note="The residual stream behind a layer, read by the final norm and the head.",
         )
@@ -73,14 +79,13 @@ def logit_lens(generator: TextGenerator, text: str) -> Lens:
     """What each layer would say after each token of a text."""
     model, [ids] = generator.model, generator.encode([text])
     seen = record(model, [ids], Record(points=("residual.before", "residual.after")))
-    num_layers = model.config.num_layers
     states = [seen["residual.before", 0]]
-    states += [seen["residual.after", layer] for layer in range(num_layers)]
+    states += [seen["residual.after", layer] for layer in range(model.config.num_layers)]
     with torch.inference_mode():
         stream_LTC = torch.cat(states).to(model.device, model.dtype)
-        logits_LTV = model.logits(model.final_norm(stream_LTC)).float().cpu()
+        logits_LTV = model.logits(model.final_norm(stream_LTC))
     return Lens(
-        logits_LTV.log_softmax(-1),
+        precise(logits_LTV).log_softmax(-1).cpu(),
         tuple(generator.tokens(text)),
-        tuple(map(generator.tokenizer.token, range(generator.tokenizer.vocab_size))),
+        tuple(map(generator.tokenizer.token, range(model.config.vocab_size))),
     )

@@ -7,22 +7,24 @@ Wang et al. 2023, for heads and for positions of the residual stream.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
-from stepwell.errors import PromptError, UsageError
-from stepwell.generate.record import Recording, record
+from stepwell.errors import PromptError, UsageError, suggest
+from stepwell.generate.record import record
 from stepwell.generate.tape import Record
 from stepwell.generate.text import TextGenerator
-from stepwell.model.interventions import Intervention, Patch, ZeroHeads
-from stepwell.study.effects import EffectTable
+from stepwell.model.hooks import PATTERN
+from stepwell.model.interventions import Patch, ZeroHeads
+from stepwell.study.effects import EffectTable, head_names
 from stepwell.study.heatmap import visible
-from stepwell.study.question import METRIC_NAMES, Metric, Question, ask, last_logits
+from stepwell.study.metric import METRIC_NAMES, Metric
+from stepwell.study.pairs import ask_pairs
+from stepwell.study.question import Cell, Progress, Question, Texts, ask
 
-Texts = str | Sequence[str]
 Into = Literal["corrupt", "clean"]
 
 
@@ -35,6 +37,7 @@ def patch_heads(
     right: Texts | None = None,
     wrong: Texts | None = None,
     into: Into = "corrupt",
+    progress: Progress | None = None,
 ) -> EffectTable:
     """How much of the difference between two texts each head carries: layers down, heads across.
 
@@ -45,22 +48,17 @@ def patch_heads(
 
     Raises PromptError for texts that do not pair or that the model answers alike.
     """
-    pair = _Pair(generator, clean, corrupt, metric, right, wrong, into)
-    config = generator.model.config
-    places = [
-        (layer, head) for layer in range(config.num_layers) for head in range(config.num_heads)
-    ]
-    return pair.table(
+    exchange = _Exchange.of(generator, clean, corrupt, metric, right, wrong, into)
+    seen, config = exchange.seen("attention.heads"), generator.model.config
+    cells = [
         [
-            [
-                _patch(seen, "attention.heads", layer, range(length), head)
-                for seen, length in pair.source
-            ]
-            for layer, head in places
-        ],
-        [f"head {head}" for head in range(config.num_heads)],
-        title="What each head carries",
-    )
+            [_patch(values, "attention.heads", layer, range(len(text)), head)]
+            for values, text in zip(seen, exchange.target.texts, strict=True)
+        ]
+        for layer in range(config.num_layers)
+        for head in range(config.num_heads)
+    ]
+    return exchange.table(cells, head_names(config), "What each head carries", progress)
 
 
 def patch_positions(
@@ -73,31 +71,33 @@ def patch_positions(
     right: Texts | None = None,
     wrong: Texts | None = None,
     into: Into = "corrupt",
+    progress: Progress | None = None,
 ) -> EffectTable:
     """The same for a point of each layer at each position: layers down, tokens across.
 
-    All texts have equally many tokens. Raises as `patch_heads` does, UsageError for the logits.
+    All texts have equally many tokens. Raises as `patch_heads` does, UsageError for the logits,
+    HookError for a point that there is not.
     """
     if point == "logits":
         raise UsageError("logits belong to no layer.", fix="name a point of the layers.")
-    pair = _Pair(generator, clean, corrupt, metric, right, wrong, into, point)
-    [length, *others] = {length for _, length in pair.source}
+    exchange = _Exchange.of(generator, clean, corrupt, metric, right, wrong, into)
+    [length, *others] = {len(text) for text in exchange.target.texts}
     if others:
-        raise PromptError("Positions can be compared only in texts of equally many tokens.")
-    places = [
-        (layer, position)
+        raise PromptError(
+            "Positions can be compared only in texts of equally many tokens.",
+            fix="take pairs of one length, or patch heads.",
+        )
+    seen = exchange.seen(point)
+    cells = [
+        [[_patch(values, point, layer, [position])] for values in seen]
         for layer in range(generator.model.config.num_layers)
         for position in range(length)
     ]
-    names = [visible(generator.tokenizer.token(token)) for token in pair.question.texts[0]]
-    return pair.table(
-        [
-            [_patch(seen, point, layer, [position]) for seen, _ in pair.source]
-            for layer, position in places
-        ],
-        names,
-        title=f"What {point} carries, by position",
-    )
+    names = [
+        f"{position} {visible(generator.tokenizer.token(token))}"
+        for position, token in enumerate(exchange.source.texts[0])
+    ]
+    return exchange.table(cells, names, f"What {point} carries, by position", progress)
 
 
 def zero_heads(
@@ -107,29 +107,36 @@ def zero_heads(
     metric: Metric = "logit_difference",
     right: Texts | None = None,
     wrong: Texts | None = None,
+    progress: Progress | None = None,
 ) -> EffectTable:
     """What the score loses where a head is silenced: layers down, heads across."""
     question, config = ask(generator, texts, right, wrong, metric=metric), generator.model.config
-    plain_N = question.score(last_logits(generator.model, question.texts))
     cells = [
         [[ZeroHeads({layer: [head]})]] * len(question.texts)
         for layer in range(config.num_layers)
         for head in range(config.num_heads)
     ]
-    scores_NP = _scores(generator, question, cells)
+    silenced_PN = question.scores(generator.model, cells, progress=progress)
+    lost_PN = question.scores(generator.model) - silenced_PN
     return EffectTable.differences(
-        (plain_N[:, None] - scores_NP).view(len(question.texts), config.num_layers, -1),
-        [f"head {head}" for head in range(config.num_heads)],
+        lost_PN.T.reshape(len(question.texts), config.num_layers, -1),
+        head_names(config),
         title="What silencing a head costs",
         value_label=METRIC_NAMES[metric],
     )
 
 
-class _Pair:
-    """Clean and corrupt texts, the run that values come from and the one they go into."""
+@dataclass(frozen=True)
+class _Exchange:
+    """The question of the run that values come from, and of the one that they go into."""
 
-    def __init__(
-        self,
+    generator: TextGenerator
+    source: Question
+    target: Question
+
+    @classmethod
+    def of(
+        cls,
         generator: TextGenerator,
         clean: Texts,
         corrupt: Texts,
@@ -137,87 +144,47 @@ class _Pair:
         right: Texts | None,
         wrong: Texts | None,
         into: Into,
-        point: str = "attention.heads",
-    ) -> None:
-        self.generator, self.into = generator, into
-        if into not in ("corrupt", "clean"):
-            raise UsageError(f"into is {into!r}, expected 'corrupt' or 'clean'.")
-        cleans = ask(generator, clean, right, metric=metric)
-        corrupts = ask(generator, corrupt, wrong, metric=metric)
-        _check(cleans, corrupts)
-        self.question = Question(cleans.texts, cleans.right, corrupts.right, metric)
-        self.clean_N = self._score(cleans.texts)
-        self.corrupt_N = self._score(corrupts.texts)
-        self.targets, sources = cleans.texts, corrupts.texts
+    ) -> _Exchange:
+        """Raises UsageError where `into` names no run."""
+        if into not in get_args(Into):
+            raise UsageError(f"into is {into!r}. {suggest(into, get_args(Into))}")
+        pairs = ask_pairs(generator, clean, corrupt, right, wrong, metric)
         if into == "corrupt":
-            self.targets, sources = sources, self.targets
-        spec = Record(points=(point,))
-        seen: Recording = record(generator.model, sources, spec)
-        self.source = [(seen.row(row), len(text)) for row, text in enumerate(sources)]
+            return cls(generator, pairs.clean, pairs.corrupt)
+        return cls(generator, pairs.corrupt, pairs.clean)
 
-    def _score(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        return self.question.score(last_logits(self.generator.model, texts)).double()
+    def seen(self, point: str) -> list[Mapping[tuple[str, int], Tensor]]:
+        """What passed a point in the run of each text that values come from."""
+        seen = record(self.generator.model, self.source.texts, Record(points=(point,)))
+        return [seen.row(row) for row in range(len(self.source.texts))]
 
     def table(
-        self, cells: Sequence[Sequence[Intervention]], names: list[str], title: str
+        self, cells: Sequence[Cell], names: Sequence[str], title: str, progress: Progress | None
     ) -> EffectTable:
         """The effect of each cell's patches, one for each pair; cells come layer by layer."""
-        question = Question(
-            self.targets, self.question.right, self.question.wrong, self.question.metric
-        )
-        patched_NP = _scores(
-            self.generator, question, [[[each] for each in cell] for cell in cells]
-        )
-        start_N, end_N = self.corrupt_N, self.clean_N
-        if self.into == "clean":
-            start_N, end_N = end_N, start_N
+        model = self.generator.model
+        [start_N], [end_N] = self.target.scores(model), self.source.scores(model)
+        patched_PN = self.target.scores(model, cells, progress=progress)
         return EffectTable.shares(
-            patched_NP.double().view(len(question.texts), -1, len(names)),
+            patched_PN.T.reshape(len(start_N), -1, len(names)),
             start_N,
             end_N,
             names,
             title=title,
-            metric=METRIC_NAMES[question.metric],
+            metric=METRIC_NAMES[self.target.metric],
         )
 
 
 def _patch(
-    seen: dict[tuple[str, int], Tensor],
+    seen: Mapping[tuple[str, int], Tensor],
     point: str,
     layer: int,
     positions: Sequence[int],
     head: int | None = None,
 ) -> Patch:
-    heads = None if head is None else (head,)
-    return Patch.of(seen, point, layer, positions=tuple(positions), heads=heads)
-
-
-def _scores(
-    generator: TextGenerator,
-    question: Question,
-    cells: Sequence[Sequence[Sequence[Intervention]]],
-) -> Tensor:
-    """The score of each text under each cell's interventions, [N, cells]."""
-    rows = [text for _ in cells for text in question.texts]
-    own = [each for cell in cells for each in cell]
-    logits = last_logits(generator.model, rows, own).view(len(cells), len(question.texts), -1)
-    return torch.stack([question.score(each) for each in logits], 1)
-
-
-def _check(clean: Question, corrupt: Question) -> None:
-    if len(clean.texts) != len(corrupt.texts):
-        raise PromptError(
-            f"{len(clean.texts)} clean texts do not pair with {len(corrupt.texts)} corrupt ones."
-        )
-    for number, (one, other) in enumerate(zip(clean.texts, corrupt.texts, strict=True)):
-        if len(one) != len(other):
-            raise PromptError(
-                f"Pair {number}: the clean text has {len(one)} tokens, the corrupt one"
-                f" {len(other)}.",
-                fix="corrupt a text by replacing tokens, so that positions stay comparable.",
-            )
-    if clean.right == corrupt.right:
-        raise PromptError(
-            "The clean and the corrupt texts have the same answers.",
-            fix="choose texts that the model answers differently, or give right= and wrong=.",
-        )
+    """What passed some positions of a run, for one head where it is given, to be put elsewhere."""
+    value = seen[point, layer]
+    by_position = value.movedim(1, 0) if point == PATTERN else value
+    taken, heads = by_position[list(positions)], None if head is None else (head,)
+    values = taken if heads is None else taken[:, heads]
+    return Patch(point=point, layer=layer, positions=tuple(positions), values=values, heads=heads)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from stepwell.errors import UsageError
 from stepwell.generate.text import TextGenerator
 from stepwell.model.interventions import ZeroHeads
-from stepwell.study.effects import EffectTable
-from stepwell.study.question import METRIC_NAMES, Metric, Question, ask, last_logits
+from stepwell.study.effects import EffectTable, head_names
+from stepwell.study.metric import METRIC_NAMES, Metric
+from stepwell.study.question import Progress, Question, Texts, ask
 
 Coalition = frozenset[int]
 Game = Callable[[Sequence[Coalition]], NDArray[np.float64]]
@@ -28,6 +29,8 @@ Game = Callable[[Sequence[Coalition]], NDArray[np.float64]]
 
 MOST_EXACT = 12
 """Players whose coalitions are enumerated unless orders are asked for: 4,096 of them."""
+FEW_ORDERS = 64
+"""Orders that are drawn for more players, unless another number is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,66 +100,66 @@ def _scores(game: Game, walks: Sequence[NDArray[np.int64]]) -> dict[Coalition, f
 
 def shapley_heads(
     generator: TextGenerator,
-    texts: str | Sequence[str],
+    texts: Texts,
     *,
-    right: str | Sequence[str] | None = None,
-    wrong: str | Sequence[str] | None = None,
+    right: Texts | None = None,
+    wrong: Texts | None = None,
     metric: Metric = "logit_difference",
     orders: int | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> EffectTable:
     """What each head contributes to the score of texts, mean over them: layers down, heads across.
 
     Exact where the model has at most 12 heads and `orders` is not given; else from that many random
     orders of joining, 64 where not given. The effects add up to the score with all heads less that
-    with none.
+    with none. Standard errors are those of the orders, not of the choice of texts.
     """
     config, question = generator.model.config, ask(generator, texts, right, wrong, metric=metric)
-    heads = [
-        (layer, head) for layer in range(config.num_layers) for head in range(config.num_heads)
-    ]
-    game = _game(generator, question, heads)
-    if orders is None and len(heads) <= MOST_EXACT:
-        found = exact_shapley(game, len(heads))
+    shape = config.num_layers, config.num_heads
+    game = _game(generator, question, progress)
+    if orders is None and math.prod(shape) <= MOST_EXACT:
+        found = exact_shapley(game, math.prod(shape))
     else:
-        found = sampled_shapley(game, len(heads), orders=orders or 64, seed=seed)
-    shape = (config.num_layers, config.num_heads)
+        drawn = FEW_ORDERS if orders is None else orders
+        found = sampled_shapley(game, math.prod(shape), orders=drawn, seed=seed)
     return EffectTable(
         found.values.reshape(shape),
         found.standard_errors.reshape(shape),
-        tuple(f"head {head}" for head in range(config.num_heads)),
+        head_names(config),
         "What each head contributes (Shapley values)",
         METRIC_NAMES[metric],
         (
+            ("texts", str(len(question.texts))),
             ("all heads less none", f"{found.total:.4g}"),
-            ("sum of the values", f"{found.values.sum():.4g}"),
             ("orders of joining", "all" if found.orders is None else str(found.orders)),
         ),
+        "The values add up to the score with all heads less that with none.",
     )
 
 
-def _game(generator: TextGenerator, question: Question, heads: Sequence[tuple[int, int]]) -> Game:
-    """The mean score of the texts where only a coalition's heads work."""
+def _game(generator: TextGenerator, question: Question, progress: Progress | None) -> Game:
+    """The mean score of the texts where only a coalition's heads work.
+
+    Head h of layer l is player l H + h.
+    """
+    num_layers, num_heads = generator.model.config.num_layers, generator.model.config.num_heads
+
+    @cache  # coalitions that silence the same heads of a layer share the edit of it
+    def without(layer: int, members: Coalition) -> ZeroHeads:
+        heads = [head for head in range(num_heads) if layer * num_heads + head not in members]
+        return ZeroHeads({layer: heads})
+
+    def silenced(members: Coalition) -> list[ZeroHeads]:
+        layers = (
+            (layer, range(layer * num_heads, (layer + 1) * num_heads))
+            for layer in range(num_layers)
+        )
+        return [without(layer, members & frozenset(own)) for layer, own in layers]
 
     def play(coalitions: Sequence[Coalition]) -> NDArray[np.float64]:
-        found: list[float] = []
-        waiting = iter(coalitions)
-        while some := list(islice(waiting, 256)):
-            own = [[_without(heads, members)] for members in some for _ in question.texts]
-            rows = [text for _ in some for text in question.texts]
-            logits = last_logits(generator.model, rows, own).view(
-                len(some), len(question.texts), -1
-            )
-            found += [float(question.score(each).double().mean()) for each in logits]
-        return np.array(found)
+        cells = [[silenced(members)] * len(question.texts) for members in coalitions]
+        scores_PN = question.scores(generator.model, cells, progress=progress)
+        return np.asarray(scores_PN.mean(1).numpy(), np.float64)
 
     return play
-
-
-def _without(heads: Sequence[tuple[int, int]], members: Coalition) -> ZeroHeads:
-    """The intervention that silences all heads but the members."""
-    silenced: dict[int, list[int]] = {}
-    for number, (layer, head) in enumerate(heads):
-        if number not in members:
-            silenced.setdefault(layer, []).append(head)
-    return ZeroHeads(silenced)
