@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stepwell.errors import HookError
 from stepwell.model.config import ModelConfig
-from stepwell.model.hooks import Hooks
-from stepwell.model.interventions import Intervention, Replace, ZeroHeads
+from stepwell.model.hooks import HEAD_AXIS, POINTS, Hooks
+from stepwell.model.interventions import Intervention, Patch, Replace, ZeroHeads
 from stepwell.model.transformer import Transformer
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])
@@ -233,7 +234,11 @@ def test_a_pattern_that_ignores_the_mask_is_noticed(
     change = Replace(point="attention.pattern", layer=0, value=0.25)
     close(run_cached(llama, change), run(llama, change))
     at = Hooks.at
-    monkeypatch.setattr(Hooks, "at", lambda self, *where, allowed=None, heads=None: at(self, *where))
+
+    def unmasked(self: Hooks, *where: Any, allowed: object = None, heads: object = None) -> Tensor:
+        return at(self, *where)
+
+    monkeypatch.setattr(Hooks, "at", unmasked)
     with pytest.raises(AssertionError):
         close(run_cached(llama, change), run(llama, change))
 
@@ -252,3 +257,64 @@ def test_interventions_apply_in_order_and_recorders_see_the_result(
     put, zero = Replace(point="attention.heads", layer=0, value=2.0), ZeroHeads({0: [1]})
     assert not record(llama, IDS, put, zero)["attention.heads", 0][:, :, 1].any()
     assert record(llama, IDS, zero, put)["attention.heads", 0].eq(2.0).all()
+
+
+# --- patching -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("heads", [None, (2, 0)])
+@pytest.mark.parametrize("positions", [range(T), (5, -1)])
+def test_a_patch_puts_there_what_another_run_had(
+    hooked: Transformer,
+    point: str,
+    heads: tuple[int, ...] | None,
+    positions: Sequence[int],
+    record: Callable[..., Any],
+) -> None:
+    layer = -1 if point == "logits" else 1
+    if heads and point not in HEAD_AXIS:
+        return
+    source = record(hooked, IDS[1:])
+    seen = {key: source[key][0] for key in source.seen}
+    patch = Patch.of(seen, point, layer, positions=positions, heads=heads)
+    before = record(hooked, IDS[:1])[point, layer][0]
+    after, other = record(hooked, IDS[:1], patch)[point, layer][0], seen[point, layer]
+    expected = before.clone()
+    for position in (position % T for position in positions):
+        for head in range(hooked.config.num_heads) if heads is None else heads:
+            if point == "attention.pattern":
+                expected[head, position] = other[head, position]
+            elif point == "attention.heads":
+                expected[position, head] = other[position, head]
+            else:
+                expected[position] = other[position]
+    close(after, expected, 1e-6)
+    assert not torch.allclose(after, before, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: Patch(point="mlp.output", layer=0, values=[[0.0] * 16], positions="all"),
+            "of its own",
+        ),
+        (
+            lambda: Patch(point="mlp.output", layer=0, values=[[0.0] * 16], positions=(1, 2)),
+            r"is \[1, 16\], expected \[2, width\]",
+        ),
+        (
+            lambda: Patch(point="attention.pattern", layer=0, values=[[[1.0]]], positions=(3,)),
+            "looks at 4 keys, but the pattern has 1",
+        ),
+    ],
+)
+def test_a_patch_that_does_not_fit_is_refused(make: Callable[[], Patch], said: str) -> None:
+    with pytest.raises(HookError, match=said):
+        Hooks([make()])
+
+
+def test_a_patch_from_beyond_a_recording_is_refused() -> None:
+    with pytest.raises(HookError, match=r"positions 0\.\.2, not 3"):
+        Patch.of({("mlp.output", 0): torch.zeros(3, 4)}, "mlp.output", 0, positions=[3])

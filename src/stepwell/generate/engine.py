@@ -341,10 +341,12 @@ def _num_blocks(model: Transformer, kv_cache_bytes: int | None) -> int | None:
 
 def _chunk(sequence: Sequence, draft: Draft | None) -> Chunk:
     """The next tokens of a sequence to compute; logits are wanted from the last of its own on."""
-    ids = sequence.pending[:PREFILL_CHUNK]
+    ids, hooks = sequence.pending[:PREFILL_CHUNK], sequence.hooks
+    wanted = int(len(ids) == len(sequence.pending))
     if draft is not None:
-        return Chunk(sequence.row, [*ids, *draft.ids], 1 + len(draft.ids), sequence.hooks)
-    return Chunk(sequence.row, ids, int(len(ids) == len(sequence.pending)), sequence.hooks)
+        ids, wanted = [*ids, *draft.ids], 1 + len(draft.ids)
+    start = sequence.position - len(sequence.pending)
+    return Chunk(sequence.row, ids, wanted, hooks, hooks.num_logits(ids, start))
 
 
 def _no_token(sequence: Sequence) -> LogitsError:

@@ -36,17 +36,21 @@ FEW_TOKENS = 128
 
 
 class Chunk(NamedTuple):
-    """The next tokens of one row of the cache; logits are wanted after its last `wanted` tokens."""
+    """The next tokens of one row of the cache; logits are wanted after its last `wanted` tokens.
+
+    hooks: what is read and changed in the row. read: of how many of its last tokens logits are kept.
+    """
 
     row: int
     ids: Sequence[int]
     wanted: int = 0
     hooks: RowHooks = NO_HOOKS
+    read: int = 0
 
     @property
     def num_logits(self) -> int:
-        """After how many of its last tokens logits are computed: where they are read, after all."""
-        return len(self.ids) if self.hooks.reads_logits else self.wanted
+        """After how many of its last tokens logits are computed."""
+        return max(self.wanted, self.read)
 
 
 class Output(NamedTuple):

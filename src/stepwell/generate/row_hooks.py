@@ -29,10 +29,12 @@ class RowHooks:
     num_prompt: int = 0
     tape: Tape | None = None
 
-    @property
-    def reads_logits(self) -> bool:
-        """Whether logits are kept that nothing is sampled from."""
-        return self.tape is not None and "logits" in self.tape.record.points
+    def num_logits(self, ids: Series[int], start: int) -> int:
+        """After how many of the last of these tokens, the first at `start`, logits are kept."""
+        if self.tape is None or "logits" not in self.tape.record.points:
+            return 0
+        kept = (self.tape.covers(position, token) for position, token in enumerate(ids, start))
+        return next((len(ids) - offset for offset, keeps in enumerate(kept) if keeps), 0)
 
 
 NO_HOOKS = RowHooks()

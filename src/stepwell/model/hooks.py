@@ -142,8 +142,8 @@ class Edit:
         return which_BT
 
 
-class Intervention(Protocol):
-    """A declared change: a list of edits (see `stepwell.model.interventions`)."""
+class HasEdits(Protocol):
+    """What changes a forward: above all an intervention (see `stepwell.model.interventions`)."""
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -176,7 +176,7 @@ class Hooks:
 
     def __init__(
         self,
-        interventions: Iterable[Intervention] = (),
+        interventions: Iterable[HasEdits] = (),
         recorders: Iterable[Recorder] = (),
         *,
         prompt_lengths: Sequence[int] | None = None,

@@ -17,7 +17,6 @@ from stepwell.errors import PromptError, UsageError, suggest
 from stepwell.generate.record import record
 from stepwell.generate.tape import Record
 from stepwell.generate.text import TextGenerator
-from stepwell.model.hooks import PATTERN
 from stepwell.model.interventions import Patch, ZeroHeads
 from stepwell.study.effects import EffectTable, head_names
 from stepwell.study.heatmap import visible
@@ -183,8 +182,5 @@ def _patch(
     head: int | None = None,
 ) -> Patch:
     """What passed some positions of a run, for one head where it is given, to be put elsewhere."""
-    value = seen[point, layer]
-    by_position = value.movedim(1, 0) if point == PATTERN else value
-    taken, heads = by_position[list(positions)], None if head is None else (head,)
-    values = taken if heads is None else taken[:, heads]
-    return Patch(point=point, layer=layer, positions=tuple(positions), values=values, heads=heads)
+    heads = None if head is None else (head,)
+    return Patch.of(seen, point, layer, positions=positions, heads=heads)
