@@ -38,7 +38,7 @@ FEW_TOKENS = 128
 class Chunk(NamedTuple):
     """The next tokens of one row of the cache; logits are wanted after its last `wanted` tokens.
 
-    hooks: what is read and changed in the row. read: of how many of its last tokens logits are kept.
+    hooks: what is read and changed in the row. read: of how many of its last tokens it is logits.
     """
 
     row: int
