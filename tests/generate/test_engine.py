@@ -9,12 +9,21 @@ from stepwell.errors import CacheError, ConfigError, HookError, PromptError
 from stepwell.generate import engine as engine_module
 from stepwell.generate.engine import InferenceEngine
 from stepwell.generate.request import FinishedEvent, Request, SamplingParams, TokenEvent
+from stepwell.model.hooks import Call
 from stepwell.model.interventions import ZeroHeads
 
 CONTEXT, V = 64, 16  # of the model in conftest
 
 
 pytestmark = pytest.mark.usefixtures("executors")
+
+
+class Own(ZeroHeads):
+    """An intervention with a function of its own, which could not travel."""
+
+    @property
+    def edits(self):
+        return (Call("logits", -1, abs),)
 
 
 # What is refused
@@ -31,6 +40,8 @@ pytestmark = pytest.mark.usefixtures("executors")
         (request(think_budget=3), ConfigError, "roles think_start and think_end"),
         (request(interventions=[ZeroHeads({2: [0]})]), HookError, "layers 0..1, not 2"),
         (request(interventions=["zero"]), HookError, "str is none"),
+        (request(interventions=[Call("logits", -1, abs)]), HookError, "Call is none"),
+        (request(interventions=[Own({})]), HookError, "Own makes edits that the kernels"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from stepwell.errors import HookError
 from stepwell.model.config import ModelConfig
-from stepwell.model.hooks import HEAD_AXIS, POINTS, Hooks
-from stepwell.model.interventions import Intervention, Patch, Replace, ZeroHeads
+from stepwell.model.hooks import HEAD_AXIS, POINTS, Call, Edit, Hooks
+from stepwell.model.interventions import Intervention, Patch, Replace, Scale, ZeroHeads
 from stepwell.model.transformer import Transformer
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])
@@ -31,7 +31,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
 
 
 @torch.no_grad()
-def run(model: Transformer, *interventions: Intervention) -> Tensor:
+def run(model: Transformer, *interventions: Intervention | Call) -> Tensor:
     return model(IDS, hooks=Hooks(interventions))
 
 
@@ -318,3 +318,32 @@ def test_a_patch_that_does_not_fit_is_refused(make: Callable[[], Patch], said: s
 def test_a_patch_from_beyond_a_recording_is_refused() -> None:
     with pytest.raises(HookError, match=r"positions 0\.\.2, not 3"):
         Patch.of({("mlp.output", 0): torch.zeros(3, 4)}, "mlp.output", 0, positions=[3])
+
+
+# --- functions of one's own ---------------------------------------------------------------------
+
+
+def test_a_function_changes_a_forward_as_the_declared_value_does(hooked: Transformer) -> None:
+    half = Scale(point="mlp.output", layer=1, factor=0.5)
+    assert torch.equal(run(hooked, Call("mlp.output", 1, lambda x: 0.5 * x)), run(hooked, half))
+
+
+def test_a_function_that_gives_another_shape_is_refused(llama: Transformer) -> None:
+    with pytest.raises(HookError, match=r"mlp\.output of layer 1 is \[2, 7, 16\]"):
+        run(llama, Call("mlp.output", 1, lambda x: x[:1]))
+    with pytest.raises(HookError, match=r"Did you mean 'mlp\.output'"):
+        Call("mlp.outputs", 1, lambda x: x)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        torch.zeros(3),
+        torch.zeros(1, 1, 4, dtype=torch.float64),
+        torch.zeros(2, 4, 1).transpose(0, 1),
+    ],
+)
+def test_an_edit_that_the_kernels_could_not_read_is_refused(values: Tensor | None) -> None:
+    with pytest.raises(HookError, match="values"):
+        Edit("mlp.output", 0, "add", values=values)

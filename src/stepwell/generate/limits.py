@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from stepwell.errors import CacheError, ConfigError, HookError, PromptError
 from stepwell.generate.request import Request, SamplingParams
 from stepwell.model.config import ModelConfig
+from stepwell.model.hooks import Edit
 from stepwell.model.interventions import Intervention
 
 
@@ -41,15 +42,24 @@ class Limits:
     def check(self, request: Request) -> None:
         """Raises PromptError, HookError, CacheError or ConfigError for what cannot be run."""
         for intervention in request.interventions:
-            if not isinstance(intervention, Intervention):
-                kind = type(intervention).__name__
-                raise HookError(f"interventions is a list of interventions, {kind} is none.")
-            intervention.check(self.config)
+            self._check_intervention(intervention)
         if request.record is not None:
             request.record.check(self.config)
         self._check_prompt(request.prompt_ids)
         self._check_sampling(request.sampling)
         self._check_room(len(request.prompt_ids) + self.room(request))
+
+    def _check_intervention(self, intervention: object) -> None:
+        kind = type(intervention).__name__
+        if not isinstance(intervention, Intervention):
+            raise HookError(
+                f"interventions is a list of interventions, {kind} is none.",
+                fix="declare it: ZeroHeads, Scale, Steer, Replace or Patch; functions of your own"
+                " are for model(ids, hooks=Hooks([...])).",
+            )
+        if any(type(edit) is not Edit for edit in intervention.edits):
+            raise HookError(f"{kind} makes edits that the kernels do not know.")
+        intervention.check(self.config)
 
     def _check_room(self, length: int) -> None:
         if length - 1 > self.cache_tokens:  # the last token is never computed

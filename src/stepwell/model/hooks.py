@@ -15,7 +15,7 @@ without hooks does not compute, keep or test anything for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -60,6 +60,19 @@ class Edit:
     values: Tensor | None = None
     heads: Heads = None
     positions: Positions = "all"
+
+    def __post_init__(self) -> None:
+        values = self.values
+        if values is None:
+            if self.action == "add":
+                raise HookError("An edit that adds needs values.", fix="give values [P, H, W].")
+            return
+        sound = values.dtype == torch.float32 and values.is_cpu and values.is_contiguous()
+        if values.dim() != 3 or not sound:
+            raise HookError(
+                f"The values of an edit are {values.dtype} {list(values.shape)} on {values.device},"
+                " expected float32 [P, H, W] on the CPU, contiguous."
+            )
 
     @property
     def is_idle(self) -> bool:
@@ -140,6 +153,33 @@ class Edit:
         for place, index in enumerate(numbered):
             which_BT = which_BT + place * (places.positions_BT == absolute(index, prompt))
         return which_BT
+
+
+class Call(Edit):
+    """A change by a function of one's own, for forwards of torch: `Hooks([Call("logits", -1, f)])`.
+
+    The function gets the value at the point and gives another of the same shape; gradients flow
+    through it.
+    """
+
+    def __init__(self, point: str, layer: int, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(check_point(point), layer, "scale", 1.0)
+        object.__setattr__(self, "_function", function)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Itself: it is both what is declared and what is done."""
+        return (self,)
+
+    def apply(self, value: Tensor, places: Places, heads: Heads = None) -> Tensor:  # noqa: ARG002
+        """What the function makes of the value."""
+        changed: Tensor = self._function(value)  # type: ignore[attr-defined]
+        if changed.shape != value.shape:
+            raise HookError(
+                f"{self.point} of layer {self.layer} is {list(value.shape)}, what was put there"
+                f" {list(changed.shape)}."
+            )
+        return changed
 
 
 class HasEdits(Protocol):

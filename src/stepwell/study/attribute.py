@@ -8,7 +8,7 @@ of a small step along a direction is its product with the gradient (attribution 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ from torch import Tensor
 from stepwell.generate.record import record
 from stepwell.generate.tape import Record
 from stepwell.generate.text import TextGenerator
-from stepwell.model.hooks import Edit, Heads, Hooks
-from stepwell.model.places import Places
+from stepwell.model.hooks import Call, Hooks
 from stepwell.model.transformer import Transformer, precise
 from stepwell.study.effects import EffectTable, head_names
 from stepwell.study.metric import METRIC_NAMES, Metric
@@ -25,26 +24,6 @@ from stepwell.study.pairs import ask_pairs
 from stepwell.study.question import Question, Texts, ask
 
 POINT = "attention.heads"
-
-
-@dataclass(frozen=True, eq=False)
-class _Dial(Edit):
-    """Adds to each head's output its dial [H] times a direction: a given one, or the output."""
-
-    dial: Tensor | None = None
-    direction: Tensor | None = None
-
-    def apply(self, value: Tensor, places: Places, heads: Heads = None) -> Tensor:  # noqa: ARG002
-        assert self.dial is not None
-        along = value if self.direction is None else self.direction.to(value)
-        return value + self.dial[:, None].to(value) * along
-
-
-@dataclass(frozen=True)
-class _Dials:
-    """The dials of all layers, as an intervention that only torch applies."""
-
-    edits: tuple[Edit, ...]
 
 
 def attribute_heads(
@@ -114,12 +93,18 @@ def _gradient(
     with torch.enable_grad():
         dials_LH = torch.zeros(shape, dtype=kind, device=model.device, requires_grad=True)
         along = directions or [None] * len(dials_LH)
-        edits = tuple(
-            _Dial(POINT, layer, "add", dial=dial, direction=direction)
+        changes = [
+            Call(POINT, layer, partial(_moved, dial=dial, direction=direction))
             for layer, (dial, direction) in enumerate(zip(dials_LH, along, strict=True))
-        )
-        hooks = Hooks([_Dials(edits)], prompt_lengths=[ids_1T.shape[1]])
+        ]
+        hooks = Hooks(changes, prompt_lengths=[ids_1T.shape[1]])
         logits_1V = model.logits(model.hidden(ids_1T, hooks=hooks)[:, -1:], hooks=None)[:, 0]
         score_1 = question.score(precise(logits_1V), [row])
         [gradient_LH] = torch.autograd.grad(score_1.sum(), dials_LH)
     return gradient_LH.double().cpu()
+
+
+def _moved(heads_1THD: Tensor, *, dial: Tensor, direction: Tensor | None) -> Tensor:
+    """Each head's output plus its dial [H] times a direction: a given one, or the output itself."""
+    along = heads_1THD if direction is None else direction.to(heads_1THD)
+    return heads_1THD + dial[:, None].to(heads_1THD) * along
