@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stepwell.cli.inspect import parse_choice
+from stepwell.cli.numbers import parse_choice
 from stepwell.errors import UsageError
 from stepwell.generate.text import TextGenerator
 
@@ -110,3 +110,13 @@ def test_drawings_that_contradict_are_refused(run, trained, words, said) -> None
     ended = run("inspect", trained, PROMPT, *words)
     assert ended.code == 2
     assert said in ended.err
+
+
+@pytest.mark.parametrize("view", [(), ("--lens",), ("--probabilities",)])
+def test_interventions_change_what_is_shown(run, trained, view) -> None:
+    silenced = ("--interventions", '[{"zero_heads": {"0": [0]}}]')
+    plain, changed = (
+        run("inspect", trained, "ab>", "--json", *view, *more).json for more in ((), silenced)
+    )
+    assert plain["tokens"] == changed["tokens"]
+    assert plain != changed

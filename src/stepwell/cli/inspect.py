@@ -16,10 +16,13 @@ from stepwell.cli.compute import ComputeFlags
 from stepwell.cli.console import Output, OutputFlags
 from stepwell.cli.drawing import Drawing, Figures, check_out, write_drawing
 from stepwell.cli.effects import check_top
+from stepwell.cli.interventions import InterventionFlags
+from stepwell.cli.numbers import parse_choice
 from stepwell.errors import UsageError
 
 if TYPE_CHECKING:
     from stepwell.generate.text import TextGenerator
+    from stepwell.model.interventions import Intervention
 
 BAR_WIDTH: Final = 24
 
@@ -35,6 +38,7 @@ def inspect(
     layers: str = "all",
     heads: str = "all",
     top: int = 10,
+    inside: InterventionFlags = InterventionFlags(),  # noqa: B008
     compute: ComputeFlags = ComputeFlags(),  # noqa: B008  # it is frozen
     output: OutputFlags = OutputFlags(),  # noqa: B008
 ) -> None:
@@ -44,6 +48,7 @@ def inspect(
         stepwell inspect runs/rename "1>a;a>b;" --out attention.png --layers 0,2 --heads 0-3
         stepwell inspect runs/rename "1>a;a>b;" --lens --out lens.html
         stepwell inspect runs/rename "1>a;a>b;" --probabilities --out text.html
+        stepwell inspect runs/rename "1>a;a>b;" --interventions '[{"zero_heads": {"0": [1]}}]'
 
     Parameters
     ----------
@@ -72,31 +77,20 @@ def inspect(
         raise UsageError("--layers and --heads choose attention maps.", fix="leave them out.")
     chosen = parse_choice(layers, "--layers"), parse_choice(heads, "--heads")
     with output.open() as opened:
+        changes = inside.parsed
         generator = compute.load(model)
         if lens:
-            view = lens_view(generator, prompt)
+            view = lens_view(generator, prompt, changes)
         elif probabilities:
-            view = probabilities_view(generator, prompt, top)
+            view = probabilities_view(generator, prompt, top, changes)
         else:
-            view = attention_view(generator, prompt, top, *chosen, draws=out is not None)
+            draws = out is not None
+            view = attention_view(generator, prompt, top, *chosen, changes, draws=draws)
         if out is not None and view.drawing is not None:
             write_drawing(view.drawing, out)
         shown = {"tokens": generator.tokens(prompt), **view.plain}
         opened.result({**shown, "out": None if out is None else str(out)}, view.table)
         _say_where(view, out, opened)
-
-
-def parse_choice(text: str, flag: str) -> list[int] | None:
-    """The numbers in "0,2" or "0-3", each once, in order; None for "all". Raises UsageError."""
-    if text == "all":
-        return None
-    found: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError(f"{flag} {text!r}: expected numbers such as 0,2 or 0-3, or all.")
-        found.update(range(int(first), int(last or first) + 1))
-    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -119,6 +113,7 @@ def attention_view(
     top: int,
     layers: Sequence[int] | None,
     heads: Sequence[int] | None,
+    changes: Sequence[Intervention] = (),
     *,
     draws: bool,
 ) -> View:
@@ -131,18 +126,21 @@ def attention_view(
             prompt,
             layers="all" if layers is None else layers,
             heads="all" if heads is None else heads,
+            interventions=changes,
         )
         drawing = heatmap(seen, tokens=generator.tokens(prompt), heads=heads)
-    likeliest = next_tokens(generator, prompt, top)
+    likeliest = next_tokens(generator, prompt, top, changes)
     cells = [([visible(row["token"])], row["probability"]) for row in likeliest]
     table = bar_table(["next token"], cells)
     hint = "--out attention.html draws what each head looks at."
     return View("Attention maps", hint, {"next": likeliest}, table, drawing)
 
 
-def next_tokens(generator: TextGenerator, prompt: str, top: int) -> list[dict[str, Any]]:
+def next_tokens(
+    generator: TextGenerator, prompt: str, top: int, changes: Sequence[Intervention] = ()
+) -> list[dict[str, Any]]:
     """The `top` likeliest tokens after the text, most likely first, with their probabilities."""
-    seen = generator.record(prompt, points=["logits"], positions="last")
+    seen = generator.record(prompt, points=["logits"], positions="last", interventions=changes)
     [logits] = seen.values()
     best = logits[0, -1].double().softmax(-1).topk(min(top, logits.shape[-1]))
     return [
@@ -151,12 +149,12 @@ def next_tokens(generator: TextGenerator, prompt: str, top: int) -> list[dict[st
     ]
 
 
-def lens_view(generator: TextGenerator, prompt: str) -> View:
+def lens_view(generator: TextGenerator, prompt: str, changes: Sequence[Intervention] = ()) -> View:
     """What each layer would say after the whole text; drawn, after each of its tokens."""
     from stepwell.study.heatmap import visible
     from stepwell.study.lens import logit_lens
 
-    lens = logit_lens(generator, prompt)
+    lens = logit_lens(generator, prompt, changes)
     ids = lens.likeliest[:, -1].tolist()
     rows = [
         {
@@ -173,12 +171,15 @@ def lens_view(generator: TextGenerator, prompt: str) -> View:
     return View("Logit lens", hint, {"lens": rows}, table, lens)
 
 
-def probabilities_view(generator: TextGenerator, prompt: str, top: int) -> View:
+def probabilities_view(
+    generator: TextGenerator, prompt: str, top: int, changes: Sequence[Intervention] = ()
+) -> View:
     """How likely each token of the text was after those before it, and what was likelier."""
     from stepwell.study.heatmap import token_heatmap, visible
 
     [ids] = generator.encode([prompt])
-    logits_TV = generator.record(prompt, points=["logits"])["logits", -1][0]
+    seen = generator.record(prompt, points=["logits"], interventions=changes)
+    logits_TV = seen["logits", -1][0]
     strip = token_heatmap(logits_TV, ids, generator.tokenizer.token, top=top)
     rows: list[dict[str, Any]] = []
     cells: list[tuple[list[str], float | None]] = []

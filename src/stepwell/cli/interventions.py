@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Group, Parameter
 
+from stepwell.cli.numbers import parse_choice
 from stepwell.config import read_json
 from stepwell.errors import UsageError
 
@@ -79,19 +80,6 @@ class InsideFlags(InterventionFlags):
 
         write_recording(Recording(rows), self.record_to)
         output.note(f"Recording: {self.record_to}", style="dim")
-
-
-def parse_choice(text: str, flag: str) -> list[int] | None:
-    """The numbers in "0,2" or "0-3", each once, in order; None for "all". Raises UsageError."""
-    if text == "all":
-        return None
-    found: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError(f"{flag} {text!r}: expected numbers such as 0,2 or 0-3, or all.")
-        found.update(range(int(first), int(last or first) + 1))
-    return sorted(found)
 
 
 def read_interventions(text: str) -> tuple[Intervention, ...]:

@@ -1,6 +1,8 @@
-"""Numbers as people read them: durations, counts and bytes. Pure functions."""
+"""Numbers as people read and type them: durations, counts, bytes, choices. Pure functions."""
 
 from __future__ import annotations
+
+from stepwell.errors import UsageError
 
 
 def duration(seconds: float) -> str:
@@ -29,3 +31,16 @@ def bytes_of(count: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def parse_choice(text: str, flag: str) -> list[int] | None:
+    """The numbers in "0,2" or "0-3", each once, in order; None for "all". Raises UsageError."""
+    if text == "all":
+        return None
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UsageError(f"{flag} {text!r}: expected numbers such as 0,2 or 0-3, or all.")
+        found.update(range(int(first), int(last or first) + 1))
+    return sorted(found)

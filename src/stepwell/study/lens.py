@@ -6,6 +6,7 @@ the head. The last row is the model's own answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from stepwell.errors import PromptError
 from stepwell.generate.record import record
 from stepwell.generate.tape import Record
 from stepwell.generate.text import TextGenerator
+from stepwell.model.interventions import Intervention
 from stepwell.model.transformer import precise
 from stepwell.report import Heatmap, Page, write_png
 from stepwell.study.heatmap import visible
@@ -75,10 +77,13 @@ class Lens:
         return write_png(self.figure, path, dark=dark)
 
 
-def logit_lens(generator: TextGenerator, text: str) -> Lens:
-    """What each layer would say after each token of a text."""
+def logit_lens(
+    generator: TextGenerator, text: str, interventions: Sequence[Intervention] = ()
+) -> Lens:
+    """What each layer would say after each token of a text, under changes of the layers."""
     model, [ids] = generator.model, generator.encode([text])
-    seen = record(model, [ids], Record(points=("residual.before", "residual.after")))
+    spec = Record(points=("residual.before", "residual.after"))
+    seen = record(model, [ids], spec, interventions)
     states = [seen["residual.before", 0]]
     states += [seen["residual.after", layer] for layer in range(model.config.num_layers)]
     with torch.inference_mode():
