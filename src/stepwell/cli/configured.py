@@ -51,7 +51,7 @@ class StartFlags:
 
 def training_flags(kinds: Sequence[type[Task]]) -> list[Flag]:
     """The flags of a trainer, its optimizer, LoRA and its model, and those of these tasks."""
-    nested = ("model", "task", "optimizer", "lora", "interventions")
+    nested = ("model", "task", "optimizer", "lora")
     return [
         *task_flags(kinds),
         *model_flags(TrainerConfig, TRAINING, without=nested, names=ALIASES),
