@@ -34,12 +34,12 @@ from stepwell.evals.bench import peak_memory
 directory, weights, late = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "late"
 if late:  # first the whole model, then its other form
     from stepwell.model.quantize import quantize_weights
-    load = peak_memory.load_model
+    load = peak_memory.loaded
     def late(directory, weights):
-        model = load(directory, weights="bf16")
+        model = load(directory, "bf16")
         kept = list(model.modules())
         return quantize_weights(model, weights)
-    peak_memory.load_model = late
+    peak_memory.loaded = late
 print(peak_memory.peak_of_loading(directory, weights))
 """
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stepwell.errors import ConfigError, UsageError
@@ -145,6 +145,7 @@ ALLOWED = next(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a machine that is busy
 @given(st.dictionaries(NAMES, VALUES, min_size=1), st.dictionaries(NAMES, VALUES, min_size=1))
 def test_trials_with_other_values_have_other_names_that_folders_can_have(one, other):
     for values in (one, other):
