@@ -347,3 +347,10 @@ def test_a_function_that_gives_another_shape_is_refused(llama: Transformer) -> N
 def test_an_edit_that_the_kernels_could_not_read_is_refused(values: Tensor | None) -> None:
     with pytest.raises(HookError, match="values"):
         Edit("mlp.output", 0, "add", values=values)
+
+
+def test_a_position_that_is_numbered_twice_gets_the_last_value(llama: Transformer) -> None:
+    values = torch.randn(3, llama.config.width, generator=torch.Generator().manual_seed(0))
+    twice = Patch(point="mlp.output", layer=0, values=values, positions=(3, T - 1, -1))
+    once = Patch(point="mlp.output", layer=0, values=values[[0, 2]], positions=(3, -1))
+    assert torch.equal(run(llama, twice), run(llama, once))

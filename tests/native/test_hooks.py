@@ -15,7 +15,7 @@ from torch import Tensor
 from stepwell.generate.row_hooks import RowHooks, touches
 from stepwell.generate.tape import Record, Tape
 from stepwell.model.hooks import POINTS, Hooks
-from stepwell.model.interventions import Intervention, Replace, Scale, Steer, ZeroHeads
+from stepwell.model.interventions import Intervention, Patch, Replace, Scale, Steer, ZeroHeads
 from stepwell.model.quantize import quantize_weights
 from stepwell.model.transformer import Transformer
 from stepwell.native.decoder import Run
@@ -174,3 +174,13 @@ def test_the_table_is_sorted_by_layer_and_point_and_keeps_the_order() -> None:
     bounds: Iterator[tuple[int, int]] = zip(table.starts[:-1], table.starts[1:], strict=True)
     assert [number for number, (a, b) in enumerate(bounds) if a != b] == [2, 6 + 4, 12]
     assert table.starts[-1] == 4
+
+
+def test_a_position_that_is_numbered_twice_gets_the_last_value_as_in_torch(
+    kernels: Library,
+) -> None:
+    model = model_of("llama-grouped")
+    values = torch.randn(3, model.config.width, generator=torch.Generator().manual_seed(0))
+    twice = Patch(point="mlp.output", layer=0, values=values, positions=(3, NUM_PROMPT - 1, -1))
+    found, _ = in_kernels(model, kernels, [twice])
+    assert apart(found, in_torch(model, [twice])) < TOLERANCE

@@ -96,13 +96,11 @@ def _generate(
         if prompt is None:
             from stepwell.cli.answers import answer_prompts
 
-            devices = _devices(files.devices, draft)
-            source = _draft_source(draft, compute)
-            paths = files.source, files.target
             return answer_prompts(
-                model, paths, sampling, compute, opened,
-                fresh=files.fresh, template=files.templates.chosen(model), draft=source,
-                devices=devices, interventions=interventions,
+                model, (files.source, files.target), sampling, compute, opened,
+                fresh=files.fresh, template=files.templates.chosen(model),
+                devices=_devices(files.devices, draft), draft=_draft_source(draft, compute),
+                interventions=interventions,
             )  # fmt: skip
         generator = compute.load(model)
         params = generator.defaults.changed(**sampling)

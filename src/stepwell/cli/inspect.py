@@ -71,10 +71,7 @@ def inspect(
     """
     check_out(out)
     check_top(top)
-    if lens and probabilities:
-        raise UsageError("--lens and --probabilities are two drawings.", fix="ask for one.")
-    if (lens or probabilities) and (layers, heads) != ("all", "all"):
-        raise UsageError("--layers and --heads choose attention maps.", fix="leave them out.")
+    _check_view(lens, probabilities, chooses=(layers, heads) != ("all", "all"))
     chosen = parse_choice(layers, "--layers"), parse_choice(heads, "--heads")
     with output.open() as opened:
         changes = inside.parsed
@@ -91,6 +88,14 @@ def inspect(
         shown = {"tokens": generator.tokens(prompt), **view.plain}
         opened.result({**shown, "out": None if out is None else str(out)}, view.table)
         _say_where(view, out, opened)
+
+
+def _check_view(lens: bool, probabilities: bool, *, chooses: bool) -> None:
+    """Nothing; raises UsageError for flags that do not belong together."""
+    if lens and probabilities:
+        raise UsageError("--lens and --probabilities are two drawings.", fix="ask for one.")
+    if (lens or probabilities) and chooses:
+        raise UsageError("--layers and --heads choose attention maps.", fix="leave them out.")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from stepwell.cli.compute import ComputeFlags
 from stepwell.cli.console import OutputFlags
 from stepwell.cli.drawing import check_out
 from stepwell.cli.effects import StudyProgress, check_top, show_effects
+from stepwell.cli.prompts import numbered_lines
 from stepwell.errors import DataError, UsageError, suggest
 from stepwell.study.metric import Metric
 
@@ -147,15 +148,8 @@ def read_pairs(path: Path) -> dict[str, list[str] | None]:
 
     An answer that no line has is None. Raises DataError that names file and line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, byte {error.start}: not UTF-8.") from None
-    except OSError as error:
-        reason = error.strerror or "cannot be read"
-        raise DataError(f"{path}: {reason}.", fix="give --pairs a file of pairs.") from None
-    places = {f"{path}, line {number}": line for number, line in enumerate(lines, start=1)}
-    rows = {where: _row(line, where) for where, line in places.items() if line.strip()}
+    lines = numbered_lines(path, fix="give --pairs a file of pairs.")
+    rows = {where: _row(line, where) for where, line in lines.items()}
     if not rows:
         raise DataError(f"{path} holds no pair.", fix=EXPECTED)
     for where, row in rows.items():

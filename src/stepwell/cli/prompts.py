@@ -59,21 +59,25 @@ def read_prompts(path: Path, template: PromptTemplate | None = None) -> list[Pro
     template: what the rows fill; without one each has its prompt. Raises DataError or PromptError
     that names file and line.
     """
+    lines = numbered_lines(path, fix="give --input a file of prompts.")
+    if not lines:
+        raise DataError(f"{path} holds no prompt.", fix=EXPECTED)
+    return [_parse(line, where, template) for where, line in lines.items()]
+
+
+def numbered_lines(path: Path, *, fix: str) -> dict[str, str]:
+    """The lines of a file that are not blank, each under its place: "FILE, line 3".
+
+    Raises DataError where the file cannot be read or is no UTF-8; `fix` is what to do.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, byte {error.start}: not UTF-8.") from None
     except OSError as error:
-        reason = error.strerror or "cannot be read"
-        raise DataError(f"{path}: {reason}.", fix="give --input a file of prompts.") from None
-    prompts = [
-        _parse(line, f"{path}, line {number}", template)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if not prompts:
-        raise DataError(f"{path} holds no prompt.", fix=EXPECTED)
-    return prompts
+        raise DataError(f"{path}: {error.strerror or 'cannot be read'}.", fix=fix) from None
+    places = {f"{path}, line {number}": line for number, line in enumerate(lines, start=1)}
+    return {where: line for where, line in places.items() if line.strip()}
 
 
 def _parse(line: str, where: str, template: PromptTemplate | None) -> Prompt:

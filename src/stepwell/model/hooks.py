@@ -145,13 +145,14 @@ class Edit:
         return given if self.point in HEAD_AXIS else given.squeeze(-2)
 
     def _which(self, places: Places) -> Tensor:
-        """Which of the numbered positions each token's is, int64 [B, T]; 0 where it is none."""
+        """Which of the numbered positions each token's is, int64 [B, T]: the last; 0 for none."""
         numbered = indexes(self.positions)
         assert numbered is not None, "checked: values by position have numbered positions"
         prompt = places.num_prompt_B1
         which_BT = torch.zeros_like(places.positions_BT)
         for place, index in enumerate(numbered):
-            which_BT = which_BT + place * (places.positions_BT == absolute(index, prompt))
+            here_BT = places.positions_BT == absolute(index, prompt)
+            which_BT = which_BT.masked_fill(here_BT, place)
         return which_BT
 
 
