@@ -18,6 +18,7 @@
     ├── LogitsError                 logits from which no token can be chosen
     ├── TrainingError               a loss that is not finite, a run that cannot go on
     ├── CascadeError                a ladder that cannot be built, fitted or run
+    │   └── StageError              a stage that is gone, late, or answers nonsense
     └── PeerError                   a program compared with that does not start, or ends early
 
 An error says what was expected, what arrived and where; `fix` says what to do next.
@@ -115,6 +116,10 @@ class TrainingError(StepwellError):
 
 class CascadeError(StepwellError):
     """A ladder that cannot be built, fitted or run."""
+
+
+class StageError(CascadeError):
+    """A stage that is gone, late, or answers nonsense; the cascade goes on with the others."""
 
 
 class PeerError(StepwellError):

@@ -76,7 +76,7 @@ class Watched:
 @pytest.mark.parametrize(
     ("draft", "message"),
     [
-        ("look-up", "draft is 'look-up', expected a model or 'lookup'"),
+        ("look-up", "draft is 'look-up', expected a model, a finished draft or 'lookup'"),
         (3, "draft is 3"),
         ([], r"draft is \[\]"),
     ],

@@ -62,4 +62,6 @@ class AnswerKey:
         sampling = {**request.sampling.plain(), "n": None}
         hooks = [(str(type(each)), each.plain()) for each in request.interventions]
         asked = [request.prompt_ids, sampling, hooks, request.cache_salt]
-        return bytes.fromhex(fingerprint([FORMAT_VERSION, source, asked, self.choice, self.prefix]))
+        # Answers with likeliest tokens were once kept without them.
+        version = [FORMAT_VERSION, "top_logprobs"] if request.sampling.logprobs else FORMAT_VERSION
+        return bytes.fromhex(fingerprint([version, source, asked, self.choice, self.prefix]))

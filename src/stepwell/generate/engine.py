@@ -19,6 +19,7 @@ import torch
 
 from stepwell.errors import ConfigError, LogitsError
 from stepwell.generate.executor import Chunk, Executors
+from stepwell.generate.finished_draft import FinishedDraft
 from stepwell.generate.limits import Limits
 from stepwell.generate.noise import lane_of
 from stepwell.generate.request import FinishReason, Request
@@ -129,10 +130,10 @@ class InferenceEngine:
     ) -> Handle:
         """Queue a request; raises as `check` does.
 
-        draft: a smaller model of the same vocabulary, or "lookup" (the request's own text so far),
-        that proposes tokens; the model verifies several in one forward. By the rule "equality" the
-        answer is the same as without; "rejection" keeps its distribution only, and may keep more of
-        a draft. Strict mode refuses it.
+        draft: a smaller model of the same vocabulary, a FinishedDraft (a whole answer), or "lookup"
+        (the request's own text so far), that proposes tokens; the model verifies several in one
+        forward. By the rule "equality" the answer is the same as without; "rejection" keeps its
+        distribution only, and may keep more of a draft. Strict mode refuses it.
         """
         self.check(request, draft=draft, draft_rule=draft_rule)
         drafter = self._speculation.drafter(draft)
@@ -147,6 +148,7 @@ class InferenceEngine:
             finish=self._finish,
             deadline=None if limit is None else time.monotonic() + limit,
             drafter=drafter,
+            finished_draft=draft if isinstance(draft, FinishedDraft) else None,
             by_rejection=drafter is not None and draft_rule == "rejection",
         )
         if handle.deadline is not None:
@@ -221,7 +223,7 @@ class InferenceEngine:
     def _forward(self, batch: list[Sequence]) -> None:
         """Run pending tokens and drafts of a batch; sample where a row has none left."""
         decodes = len(batch[0].pending) == 1
-        drafts = self._propose(batch) if decodes else {}
+        drafts = self._propose(batch, decodes=decodes)
         chunks = [_chunk(each, drafts.get(each)) for each in batch]
         begun = time.perf_counter()
         sampled = self._run(batch, chunks, drafts)
@@ -230,16 +232,20 @@ class InferenceEngine:
         for sequence, chunk in zip(batch, chunks, strict=True):
             rejected = chunk.wanted - len(sampled.get(sequence, ()))
             if rejected:
+                sequence.rejected += rejected
                 self._cache.truncate(sequence.row, self._cache.length(sequence.row) - rejected)
             self._computed(sequence, len(chunk.ids) - rejected)
         self._take(sampled)
 
-    def _propose(self, batch: list[Sequence]) -> dict[Sequence, Draft]:
-        """Drafts for rows that decode, as long as the cache has room for all of them."""
-        drafts = self._speculation.propose(batch)
+    def _propose(self, batch: list[Sequence], *, decodes: bool) -> dict[Sequence, Draft]:
+        """Drafts for rows whose next token is due, while the cache has room for all of them."""
+        due = [each for each in batch if _next_count(each) == len(each.pending)]
+        drafts = self._speculation.propose(due) if decodes else self._speculation.open(due)
         if not drafts:
             return {}
-        counts = [1 + len(drafts[each].ids) if each in drafts else 1 for each in batch]
+        counts = [
+            _next_count(each) + (len(drafts[each].ids) if each in drafts else 0) for each in batch
+        ]
         return drafts if self._cache.has_room([each.row for each in batch], counts) else {}
 
     def _run(
@@ -274,8 +280,9 @@ class InferenceEngine:
         ended: dict[Sequence, FinishReason] = {}
         errors: dict[Sequence, Exception] = {}
         for sequence, events in sampled.items():
-            for event in events:
+            for place, event in enumerate(events, start=1):
                 reason = "error" if event is None else sequence.take(event)
+                sequence.accepted += place < len(events)
                 if event is None:
                     errors[sequence] = _no_token(sequence)
                 if reason is not None:

@@ -252,11 +252,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that a request took; cached_tokens of the prompt came from the prefix cache."""
+    """Tokens that a request took.
+
+    cached_tokens of the prompt came from the prefix cache. accepted_tokens of the completion were
+    drafted and stayed; rejected_tokens were drafted beside it and did not.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    accepted_tokens: int = field(default=0, compare=False)
+    rejected_tokens: int = field(default=0, compare=False)
 
     @property
     def total_tokens(self) -> int:
@@ -268,6 +274,7 @@ class Usage:
 class Completion:
     """One finished answer; logprobs are the model's own, before any sampling parameter.
 
+    top_logprobs: at each place the likeliest tokens with theirs, likeliest first, if asked for.
     error: what went wrong, where finish_reason is "error". executors: what computed it, of "native"
     (the kernels), "torch" and "tiles" (torch, in strict mode). recording: what was asked to be kept
     of its row; the last token was never read, so it has no values.
@@ -278,6 +285,7 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     error: str = ""
     executors: tuple[str, ...] = field(default=(), compare=False)
     recording: Recording | None = field(default=None, compare=False, repr=False)

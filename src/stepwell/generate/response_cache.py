@@ -65,6 +65,7 @@ class _Payload(pydantic.BaseModel, extra="forbid", strict=True):
     finish_reason: Literal["stop", "length"]
     usage: Usage
     logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     executors: tuple[str, ...] = ()
 
 

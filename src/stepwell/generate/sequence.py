@@ -24,6 +24,7 @@ from stepwell.model.interventions import Intervention
 
 if TYPE_CHECKING:
     from stepwell.generate.drafters import Drafter
+    from stepwell.generate.finished_draft import FinishedDraft
 
 
 class Place(Protocol):
@@ -61,10 +62,12 @@ class Sequence:
     else -1; `arrival` its place in the queue; `num_cached` how many tokens of the prompt it found
     in the cache when it first ran: what it finds of its own after giving way does not count.
     `hooks` is what is read and changed in its row, `executors` the names of those that computed it.
+    `accepted` of its tokens were drafted, and `rejected` more that it did not take.
     """
 
     __slots__ = (
         "_buffer",
+        "accepted",
         "arrival",
         "choice",
         "executors",
@@ -74,6 +77,7 @@ class Sequence:
         "hooks",
         "num_cached",
         "pending",
+        "rejected",
         "request",
         "row",
     )
@@ -91,6 +95,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.hooks = hooks
         self.executors: set[str] = set()
+        self.accepted = self.rejected = 0
 
     @property
     def position(self) -> int:
@@ -159,8 +164,8 @@ class Handle:
     interventions: those of the request that change something. new_hooks: makes what is read and
     changed in the row of one choice. room: the most tokens each choice
     may get. stop_ids: token ids that end a choice. deadline: when choices that have not ended yet
-    are ended, by `time.monotonic`. drafter: who drafts for it; by_rejection: whether by the
-    rejection rule.
+    are ended, by `time.monotonic`. drafter: who drafts for it, from `finished_draft` where it came
+    with one; by_rejection: whether by the rejection rule.
     """
 
     def __init__(
@@ -175,9 +180,11 @@ class Handle:
         finish: Callable[[dict[Sequence, FinishReason]], None],
         deadline: float | None = None,
         drafter: Drafter | None = None,
+        finished_draft: FinishedDraft | None = None,
         by_rejection: bool = False,
     ) -> None:
         self.drafter, self.by_rejection = drafter, by_rejection
+        self.finished_draft = finished_draft
         self.request, self.room, self.stop_ids = request, room, stop_ids
         self.deadline, self.interventions = deadline, interventions
         asked = range(request.sampling.n) if request.choices is None else request.choices
@@ -244,8 +251,13 @@ class Handle:
         """Record why a choice ended and queue that for the caller."""
         sequence.finish_reason = reason
         self._num_open -= 1
-        cached = sequence.num_cached or 0
-        usage = Usage(len(self.request.prompt_ids), len(sequence.generated), cached)
+        usage = Usage(
+            prompt_tokens=len(self.request.prompt_ids),
+            completion_tokens=len(sequence.generated),
+            cached_tokens=sequence.num_cached or 0,
+            accepted_tokens=sequence.accepted,
+            rejected_tokens=sequence.rejected,
+        )
         executors, tape = tuple(sorted(sequence.executors)), sequence.hooks.tape
         seen = None if tape is None else recorded(tape, sequence.num_read)
         self._events.append(FinishedEvent(sequence.choice, reason, usage, error, executors, seen))

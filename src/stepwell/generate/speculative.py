@@ -15,13 +15,14 @@ from typing import Final, Literal, get_args
 from stepwell.errors import ConfigError, suggest
 from stepwell.generate.draft import Pace, Seconds
 from stepwell.generate.drafters import Drafter, LookupDrafter, ModelDrafter
+from stepwell.generate.finished_draft import FinishedDraft, FinishedDrafter
 from stepwell.generate.sampler import NO_DRAFT, Draft, Events, Sampler
 from stepwell.generate.sequence import Sequence
 from stepwell.model.transformer import Transformer
 
 LOOKUP: Final = "lookup"
-DraftSource = Transformer | Literal["lookup"]
-"""A smaller model of the same vocabulary, or the sequence's own past."""
+DraftSource = Transformer | FinishedDraft | Literal["lookup"]
+"""A smaller model of the same vocabulary, a whole answer, or the sequence's own past."""
 DraftRule = Literal["equality", "rejection"]
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ class Speculation:
     ) -> None:
         self._sampler, self._vocab_size = sampler, vocab_size
         self._strict, self._max_rows, self._num_blocks = strict, max_rows, num_blocks
-        self._drafters: dict[DraftSource, Drafter] = {}
+        self._drafters: dict[Transformer | Literal["lookup"], Drafter] = {}
+        self._finished = FinishedDrafter()
         self._verify = Seconds()
         self._failed: set[Sequence] = set()
         self._paces: dict[Sequence, Pace] = {}  # of the drafts of this step
@@ -68,8 +70,8 @@ class Speculation:
 
     def drafter(self, source: DraftSource | None) -> Drafter | None:
         """Who drafts from a source. A new one takes the place of those that hold nothing."""
-        if source is None:
-            return None
+        if source is None or isinstance(source, FinishedDraft):
+            return None if source is None else self._finished
         if source not in self._drafters:
             drafter = self._made(source)
             for other in [each for each, known in self._drafters.items() if known.is_idle]:
@@ -77,9 +79,24 @@ class Speculation:
             self._drafters[source] = drafter
         return self._drafters[source]
 
+    @property
+    def _is_off(self) -> bool:
+        """Whether nobody drafts."""
+        return not self._drafters and self._finished.is_idle
+
+    def open(self, batch: Series[Sequence]) -> dict[Sequence, Draft]:
+        """Drafts for rows whose prompt is read to its end in this step: of finished drafts only."""
+        drafts = {}
+        for sequence in batch:
+            if sequence.handle.finished_draft is not None:
+                ids = self._finished.opening(sequence).ids[: max(0, _most(sequence))]
+                if ids:
+                    drafts[sequence] = Draft(ids)
+        return drafts
+
     def propose(self, batch: Series[Sequence]) -> dict[Sequence, Draft]:
         """Drafts for rows of a batch that decodes; none for rows that better go without."""
-        if not self._drafters:
+        if self._is_off:
             return {}
         self._paces = {}
         groups: dict[Drafter, list[Sequence]] = {}
@@ -102,7 +119,7 @@ class Speculation:
         self, sampled: Mapping[Sequence, Events], drafts: Mapping[Sequence, Draft], seconds: float
     ) -> None:
         """Learn from a step of rows that decode: what stayed of each draft, and what it took."""
-        if not self._drafters:
+        if self._is_off:
             return
         batch = list(sampled)
         num_drafted = [len(drafts.get(each, NO_DRAFT).ids) for each in batch]
@@ -141,7 +158,7 @@ class Speculation:
             pace.seconds.add(len(ready), (time.perf_counter() - read) / longest)
         return drafts
 
-    def _made(self, source: DraftSource) -> Drafter:
+    def _made(self, source: Transformer | Literal["lookup"]) -> Drafter:
         if not isinstance(source, Transformer):
             return LookupDrafter()
         return ModelDrafter(
@@ -153,10 +170,12 @@ class Speculation:
         )
 
     def _check_source(self, source: DraftSource) -> None:
-        if not isinstance(source, Transformer):
+        if isinstance(source, FinishedDraft):
+            self._check_ids(source.ids)
+        elif not isinstance(source, Transformer):
             if source != LOOKUP:
                 raise ConfigError(
-                    f"draft is {source!r}, expected a model or {LOOKUP!r}.",
+                    f"draft is {source!r}, expected a model, a finished draft or {LOOKUP!r}.",
                     fix="load the draft model with load_model.",
                 )
         elif source.config.vocab_size != self._vocab_size:
@@ -164,6 +183,15 @@ class Speculation:
                 f"The draft model has a vocabulary of {source.config.vocab_size} tokens, the model"
                 f" one of {self._vocab_size}.",
                 fix="draft with a model that has the same tokenizer.",
+            )
+
+    def _check_ids(self, ids: Series[int]) -> None:
+        foreign = [token for token in ids if not 0 <= token < self._vocab_size]
+        if foreign:
+            raise ConfigError(
+                f"The draft holds the token {foreign[0]}, the vocabulary ends before"
+                f" {self._vocab_size}.",
+                fix="encode the draft's text with the model's own tokenizer.",
             )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Series
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,6 +25,7 @@ from stepwell.generate.record import Recording
 from stepwell.generate.record import record as record_prompts
 from stepwell.generate.request import Completion, Request, SamplingParams
 from stepwell.generate.response_cache import ResponseCache
+from stepwell.generate.sequence import Handle
 from stepwell.generate.speculative import DraftRule, DraftSource
 from stepwell.generate.statistics import Statistics, statistics
 from stepwell.generate.tape import Record
@@ -56,8 +57,8 @@ class TextGenerator:
     interventions, of its verbs: changes of the forward pass, the same for all prompts of a call;
     as values or as their JSON.
     record: what to keep of each answer's row, given back as its `recording`.
-    draft: a smaller model with the same tokenizer, or "lookup", which proposes tokens
-    that the model verifies, for the same answer in less time (see InferenceEngine.submit).
+    draft: a smaller model with the same tokenizer, a FinishedDraft or "lookup", which proposes
+    tokens that the model verifies, for the same answer in less time (see InferenceEngine.submit).
     strict: an answer has the same bits in every company (see InferenceEngine).
     defaults: sampling parameters where a call gives none. One answer is given where a call does not
     ask for more, except by `generate_batch`, which follows the defaults in this too.
@@ -165,16 +166,19 @@ class TextGenerator:
         *,
         interventions: Series[Intervention] = (),
         record: Record | None = None,
-        draft: DraftSource | None = None,
+        draft: DraftSource | Series[DraftSource | None] | None = None,
         draft_rule: DraftRule = "equality",
         echo: bool = False,
         cache: ResponseCache | None = None,
         progress: Progress | None = None,
+        deadline_s: float | None = None,
         **sampling: Any,
     ) -> list[list[Completion]]:
         """The n answers to each prompt, prompts in the order given.
 
+        draft: one for all prompts, or a list with one for each.
         cache: where answers are kept as they finish, and those that are there are not made again.
+        deadline_s: seconds after which what is not finished ends, with finish_reason "timeout".
         An answer that fails ends with finish_reason "error" and has the `error`; the others go on.
         """
         if cache is not None and record is not None:
@@ -182,12 +186,20 @@ class TextGenerator:
                 "Answers from a cache come without recordings.",
                 fix="leave `cache` or `record` out.",
             )
-        submit = partial(self.engine.submit, draft=draft, draft_rule=draft_rule)
         if isinstance(prompts, str):
             raise PromptError("A batch is a list of prompts, not one text.", fix="use [prompt].")
+        requests = [
+            replace(request, deadline_s=deadline_s)
+            for request in self._requests(prompts, self._params(sampling), interventions, record)
+        ]
+        drafts = _one_each(draft, requests)
+
+        def submit(request: Request) -> Handle:
+            own = drafts[request.request_id]
+            return self.engine.submit(request, draft=own, draft_rule=draft_rule)
+
         kept = None if cache is None else Kept(cache, self._source(draft, draft_rule))
         batch = Batch(self.engine, self.tokenizer, submit, kept=kept, progress=progress)
-        requests = self._requests(prompts, self._params(sampling), interventions, record)
         return batch.answer(requests, [prompt if echo else "" for prompt in prompts])
 
     def generate_stream(
@@ -307,7 +319,9 @@ class TextGenerator:
         finally:
             handle.cancel()
 
-    def _source(self, draft: DraftSource | None, draft_rule: DraftRule) -> AnswerSource:
+    def _source(
+        self, draft: DraftSource | Series[DraftSource | None] | None, draft_rule: DraftRule
+    ) -> AnswerSource:
         """What answers here, as the key of a kept answer names it; weights are hashed anew."""
         kernels = load_kernels() if self.engine.strict else None
         by_rejection = draft is not None and draft_rule == "rejection"
@@ -325,7 +339,24 @@ class TextGenerator:
         )
 
 
-def _named(draft: DraftSource | None) -> str:
+def _one_each(
+    draft: DraftSource | Series[DraftSource | None] | None, requests: Series[Request]
+) -> dict[str, DraftSource | None]:
+    """The draft of each request, by its id. Raises ConfigError unless there is one for each."""
+    drafts = draft if isinstance(draft, list | tuple) else [draft] * len(requests)
+    if len(drafts) != len(requests):
+        raise ConfigError(
+            f"There are {len(requests)} prompts and {len(drafts)} drafts.",
+            fix="give one draft for all prompts, or a list with one for each (None: without).",
+        )
+    ids = [request.request_id for request in requests]
+    return dict(zip(ids, drafts, strict=True))
+
+
+def _named(draft: DraftSource | Series[DraftSource | None] | None) -> str:
+    """Who drafted, in a word that differs where drafts do."""
+    if isinstance(draft, list | tuple):
+        return " ".join(map(_named, draft))
     return model_fingerprint(draft) if isinstance(draft, Transformer) else str(draft)
 
 

@@ -81,6 +81,7 @@ class Transcript:
         self._matcher = StopMatcher(stops)
         self._ids: list[int] = []
         self._logprobs: list[float] = []
+        self._top_logprobs: list[tuple[tuple[int, float], ...]] = []
         self._pieces = [prefix]
 
     @property
@@ -101,6 +102,8 @@ class Transcript:
         self._ids.append(event.token_id)
         if event.logprob is not None:
             self._logprobs.append(event.logprob)
+        if event.top_logprobs:
+            self._top_logprobs.append(event.top_logprobs)
         if self._decoder is None or event.token_id in self._stop_ids:
             return ""
         return self._keep(self._matcher.push(self._decoder.push(event.token_id)))
@@ -118,6 +121,7 @@ class Transcript:
             finish_reason="stop" if self.reached_stop else event.reason,
             usage=usage,
             logprobs=tuple(self._logprobs),
+            top_logprobs=tuple(self._top_logprobs),
             error=str(self.error or ""),
             executors=event.executors,
             recording=None if event.recording is None else Recording([event.recording]),

@@ -219,7 +219,9 @@ class _Run:
 
 def _completion(plain: dict[str, Any]) -> Completion:
     tuples = {name: tuple(plain[name]) for name in ("token_ids", "logprobs", "executors")}
-    return Completion(**{**plain, **tuples, "usage": Usage(**plain["usage"])})
+    top = tuple(tuple(map(tuple, place)) for place in plain["top_logprobs"])
+    usage = Usage(**plain["usage"])
+    return Completion(**{**plain, **tuples, "top_logprobs": top, "usage": usage})
 
 
 def _error(plain: Mapping[str, str]) -> StepwellError:
