@@ -22,6 +22,7 @@ from stepwell.generate.executor import Chunk, Executors
 from stepwell.generate.finished_draft import FinishedDraft
 from stepwell.generate.limits import Limits
 from stepwell.generate.noise import lane_of
+from stepwell.generate.pins import Pins
 from stepwell.generate.request import FinishReason, Request
 from stepwell.generate.row_hooks import NO_HOOKS, RowHooks
 from stepwell.generate.sampler import Draft, Events, Sampler
@@ -51,6 +52,7 @@ class InferenceEngine:
     its prompt was cut, cached or computed again, with drafts and without; on a CPU only.
     `kv_cache_bytes` bounds what keys and values may take: where it runs out, the youngest request
     waits and is computed again. A draft model's own come on top, for at most as many tokens.
+    `pins` hold keys and values of texts that are to be gone on from.
     `eos_ids` end an answer (the model's own by default), `newline_ids` are what the newline-run
     guard counts, `think_ids` are those of think_start and think_end, in this order.
     """
@@ -91,7 +93,8 @@ class InferenceEngine:
             max_rows=max_rows,
             num_blocks=num_blocks,
         )
-        self._scheduler = Scheduler(self._cache, left=self._speculation.forget)
+        self.pins = Pins(self._cache)
+        self._scheduler = Scheduler(self._cache, self._speculation.forget, self.pins.spare)
         self._deadlines: set[Handle] = set()
         self._most_tokens = PREFILL_BUDGET
 

@@ -3,7 +3,7 @@
 Owns the queue, the rows and the room in the cache. A sequence that starts takes a row, with blocks
 of its prompt that are known already. Where blocks run out, the youngest that runs is preempted: it
 gives up what it holds and waits at its old place, to compute again what it had. Its noise has
-addresses, so it goes on as if nothing had happened.
+addresses, so it goes on as if nothing had happened. What is only kept for later goes before that.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ class Scheduler:
     """The sequences of an engine: those that wait, and those that run, in order of arrival.
 
     left: told of each sequence that gives up its row, for good or until it is started again.
+    spare: lets go of something that nobody runs; whether there was any.
     """
 
-    def __init__(self, cache: KVCache, left: Callable[[Sequence], object] = lambda _: None) -> None:
-        self._cache, self._left = cache, left
+    def __init__(
+        self,
+        cache: KVCache,
+        left: Callable[[Sequence], object] = lambda _: None,
+        spare: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._cache, self._left, self._spare = cache, left, spare
         self._waiting: list[tuple[int, Sequence]] = []  # a heap; ended ones stay until they are met
         self._running: dict[Sequence, None] = {}
         self._arrivals = 0
@@ -66,6 +72,8 @@ class Scheduler:
         wanted = dict(zip(batch, counts, strict=True))
         wanted = {each: count for each, count in wanted.items() if each.row >= 0}
         while not self._cache.has_room([each.row for each in wanted], list(wanted.values())):
+            if self._spare():
+                continue
             youngest = max(self._running, key=lambda sequence: sequence.arrival)
             wanted.pop(youngest, None)
             self._preempt(youngest)
@@ -92,9 +100,10 @@ class Scheduler:
         known = self._cache.adopt(row, keys)
         promised = sum(blocks_for(len(other.pending)) for other in self._running)
         needed = blocks_for(len(sequence.pending) - known)
-        if self._running and promised + needed > self._cache.blocks.num_available:
-            self._cache.release(row)
-            return False
+        while self._running and promised + needed > self._cache.blocks.num_available:
+            if not self._spare():
+                self._cache.release(row)
+                return False
         sequence.pending = sequence.pending[known:]
         self._run(sequence, row, known)
         return True

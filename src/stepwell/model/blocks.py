@@ -106,6 +106,10 @@ class BlockPool:
             self._holders[block] = self._holders.get(block, 0) + 1
         return block
 
+    def knows(self, key: bytes) -> bool:
+        """Whether a block can be found under a key."""
+        return key in self._block_of
+
     def is_private(self, block: int) -> bool:
         """Whether a block has one holder and is not published, so that he may write to it."""
         return self._holders.get(block) == 1 and block not in self._key_of

@@ -7,6 +7,7 @@
     release   give a row back
     publish   let a row's full blocks be found by their keys
     adopt     begin a row with blocks that were published
+    pin       hold published blocks without a row, so that they stay; unpin lets them go
 
 A layer writes through the view and never moves a length: whoever drives the model does, so that a
 rollback is visible. Rows have lengths of their own. They lie in blocks of BLOCK positions, shared
@@ -18,6 +19,8 @@ is kept in `blocks`.
 from __future__ import annotations
 
 import heapq
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -201,6 +204,26 @@ class KVCache:
             table.append(block)
         self._lengths[row] = len(table) * BLOCK
         return self._lengths[row]
+
+    def num_known(self, keys: Sequence[bytes]) -> int:
+        """Positions that `adopt` would find under these keys."""
+        known = itertools.takewhile(self.blocks.knows, keys[: self.context_length // BLOCK])
+        return BLOCK * sum(1 for _ in known)
+
+    def pin(self, keys: Sequence[bytes]) -> tuple[int, ...]:
+        """Hold the longest run of blocks that are found under these keys; to be unpinned once."""
+        found = (self.blocks.find(key) for key in keys[: self.num_known(keys) // BLOCK])
+        return tuple(block for block in found if block is not None)
+
+    def unpin(self, blocks: Sequence[int]) -> None:
+        """Let pinned blocks go: the last first, as a prefix is evicted from its end."""
+        for block in reversed(blocks):
+            self.blocks.drop(block)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return self.pool[0:0].element_size() * math.prod(self.pool.shape[1:])
 
     def _used(self, row: int) -> int:
         if row not in self._lengths:
