@@ -1,4 +1,4 @@
-"""Pins: what is kept for later stays while there is room, and never stands in a running row's way."""
+"""Pins: what is kept for later stays while there is room, and never stands in a row's way."""
 
 from __future__ import annotations
 

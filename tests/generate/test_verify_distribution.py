@@ -9,12 +9,11 @@ at each position, in pairs and whole, and fails beyond what chance does once in 
 from __future__ import annotations
 
 import itertools
-import math
-from collections import Counter
 from functools import cache
 
 import pytest
 import torch
+from support.chi_square import is_distributed
 
 from stepwell.generate import noise, verify
 from stepwell.generate.noise import Address, Purpose, lane_of
@@ -158,38 +157,10 @@ def chances(params):
     return found
 
 
-def is_distributed(texts, expected, places):
-    """Whether the tokens at these places come as often as the chances say, by chi-square."""
-    share = Counter()
-    for text, chance in expected.items():
-        share[tuple(text[place] for place in places)] += chance
-    counts = Counter(tuple(text[place] for place in places) for text in texts)
-    if any(not share[key] for key in counts):
-        return False
-    pools, rest = [], [0, 0.0]
-    for key, chance in share.items():
-        if chance * len(texts) >= 5:
-            pools.append((counts[key], chance * len(texts)))
-        else:
-            rest = [rest[0] + counts[key], rest[1] + chance * len(texts)]
-    if rest[1] >= 5:
-        pools.append(tuple(rest))
-    statistic = sum((count - mean) ** 2 / mean for count, mean in pools)
-    return statistic < limit(len(pools) - 1)
-
-
-def limit(freedom):
-    """The 99.99th percentile of chi-square. Source: Wilson and Hilferty 1931."""
-    spread = 2 / (9 * freedom)
-    return freedom * (1 - spread + 3.719 * math.sqrt(spread)) ** 3
-
-
 def is_exact(drafter, verifier, params, rows=ROWS):
     texts, accepted = generated(drafter, verifier, params, rows)
     assert accepted > rows / 20
-    expected = chances(params)
-    subsets = [[0], [1], [2], [0, 1], [1, 2], [0, 2], [0, 1, 2]]
-    return all(is_distributed(texts, expected, places) for places in subsets)
+    return is_distributed(texts, chances(params))
 
 
 EXACT = {
