@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from stepwell.cascade.fitted import Fitted
     from stepwell.cascade.ladder import LadderConfig
     from stepwell.cascade.pipeline import Cascade
+    from stepwell.cascade.stage import Reply
     from stepwell.generate.request import Completion
 
 NAMES = ("small", "middle", "large")
 REACH = (0.35, 0.6, 0.95)  # the difficulty, from 0 to 1, at which a stage is right half of the time
 SPLITS = ("predictor", "calibration", "test")
 BATCH = 16
+FEATURES = ("logprobs", "length", "agreement")
 
 
 @pytest.fixture(autouse=True)
@@ -52,22 +54,49 @@ class ScriptedStage:
     def __init__(self, name: str, script: dict[str, Completion], size: float = 1.0) -> None:
         self.name, self.script, self.size = name, script, size
         self.asked: list[tuple[list[str], dict[str, Any]]] = []
+        self.drafts: list[list[Any]] = []
+        self.closed = False
 
     @property
     def fingerprint(self) -> str:
         return f"weights of {self.name}"
 
-    def answer(
-        self, prompts: Sequence[str], *, progress: Any = None, **sampling: Any
-    ) -> list[Completion]:
+    @property
+    def vocabulary(self) -> str:
+        return "words"
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        observe: Any = None,
+        deadline_s: float | None = None,
+        progress: Any = None,
+        **sampling: Any,
+    ) -> list[Reply]:
+        from stepwell.cascade.stage import Reply
+
         self.asked.append((list(prompts), sampling))
         answers = [self.script[prompt] for prompt in prompts]
         if progress is not None:
             progress.update(len(answers), sum(len(answer.token_ids) for answer in answers))
-        return answers
+        return [Reply(answer) for answer in answers]
+
+    def verify(self, prompts: Sequence[str], drafts: Sequence[Any], **asked: Any) -> list[Reply]:
+        self.drafts.append(list(drafts))
+        return [replace(reply, mode="verified") for reply in self.generate(prompts, **asked)]
+
+    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[float, ...]]:
+        return [self.script[prompt].logprobs for prompt in prompts]
 
     def flops(self, completion: Completion) -> float:
         return self.size * completion.usage.total_tokens
+
+    def forget(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def completion(text: str, logprobs: Sequence[float], reason: Any = "length") -> Completion:
@@ -122,7 +151,11 @@ class World:
         from stepwell.cascade.ladder import LadderConfig
 
         stages = [{"name": name, "model": f"models/{name}"} for name in NAMES]
-        values = {"stages": stages, "policy": {"lambda": 1.0, **policy}}
+        values = {
+            "stages": stages,
+            "policy": {"lambda": 1.0, **policy},
+            "predictor": {"features": FEATURES},
+        }
         return LadderConfig.parse({**values, "serving": {"max_rows": BATCH}})
 
     def costs(self, *seconds: float) -> Costs:
@@ -141,11 +174,15 @@ class World:
     def data(self, split: str) -> Collected:
         """All stages' answers to the prompts of a split."""
         from stepwell.cascade.collect import collect
+        from stepwell.cascade.features import select
+        from stepwell.tasks.questions import Question
 
         weights = self.weights[SPLITS.index(split) :: len(SPLITS)]
-        return collect(
-            self.stages(), self.prompts(split), lambda _, text: text == "right", weights=weights
-        )
+        questions = [
+            Question(prompt, "right", "right".__eq__, weight=weight)
+            for prompt, weight in zip(self.prompts(split), weights, strict=True)
+        ]
+        return collect(self.stages(), questions, features=select(FEATURES))
 
     @cached_property
     def fitted(self) -> Fitted:

@@ -11,8 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell.cascade.costs import REPETITIONS, Costs, StageCost, measure_costs
+from stepwell.cascade.costs import (
+    REPETITIONS,
+    Costs,
+    StageCost,
+    UnitCosts,
+    measure_costs,
+    price_of,
+)
+from stepwell.cascade.ladder import LadderConfig, Price
+from stepwell.cascade.stages.local import LocalStage
 from stepwell.errors import CascadeError, ConfigError, DataError, FormatError
+from stepwell.generate.request import Usage
+from stepwell.generate.text import TextGenerator
+from stepwell.model.config import ModelConfig
+from stepwell.model.transformer import Transformer
+from stepwell.text.tokenizer import Tokenizer
 
 PROMPTS = [f"prompt {number}" for number in range(8)]
 COSTS = Costs((StageCost("small", 10.0, {"4": 0.25, "1": 1.0}), StageCost("large", 40.0, {"4": 2})))
@@ -30,13 +44,13 @@ class Clock:
 
 def slow(stage: Any, clock: Clock, seconds: Callable[[int, int], float]) -> Any:
     """The stage, its calls taking `seconds(call number, prompts)` each."""
-    plain = stage.answer
+    plain = stage.generate
 
-    def answer(prompts: list[str], **sampling: Any) -> Any:
+    def generate(prompts: list[str], **sampling: Any) -> Any:
         clock.now += seconds(len(stage.asked), len(prompts))
         return plain(prompts, **sampling)
 
-    stage.answer = answer
+    stage.generate = generate
     return stage
 
 
@@ -52,9 +66,12 @@ def test_costs_are_medians_for_one_answer_without_the_first_turn(
     clock = Clock()
 
     def seconds(call: int, prompts: int) -> float:
-        if call < 2:
-            return 1000.0  # the first turn: not warm yet
-        return {4: 8.0, 1: 3.0}[prompts] + (500.0 if call in (2, 3) else 0.0)  # one slow turn
+        turn, part = divmod(call, 6)  # two batch sizes, each anew, verified and once more
+        if not turn:
+            return 1000.0  # not warm yet
+        verified = part % 3 == 1
+        slow_turn = 500.0 if turn == 1 else 0.0
+        return {4: 8.0, 1: 3.0}[prompts] / (2 if verified else 1) + slow_turn
 
     stages = [
         slow(scripted("small", script, 1.0), clock, seconds),
@@ -63,6 +80,8 @@ def test_costs_are_medians_for_one_answer_without_the_first_turn(
     costs = measure_costs(stages, PROMPTS, batches=(1, 4), sampling={"seed": 3}, clock=clock)
     assert costs.seconds(4).tolist() == [2.0, 20.0]
     assert costs.seconds(1).tolist() == [3.0, 20.0]
+    assert costs.saved(4).tolist() == [1.0, 0.0]
+    assert costs.saved(1).tolist() == [1.5, 0.0]
     # FLOPs: 2 prompt tokens and 1 to 4 of the answer, in the full batch, not of the first alone
     assert costs.flops().tolist() == [4.5, 45.0]
     assert all(asked == {"seed": 3} for _, asked in stages[0].asked)
@@ -78,7 +97,8 @@ def test_stages_take_turns(scripted: Callable[..., Any], script: dict[str, Any])
     stages = [slow(scripted(name, script), clock, noting(name)) for name in ("small", "large")]
     measure_costs(stages, PROMPTS, batches=(4, 1, 4), clock=clock)
     turn = [("small", 4), ("small", 1), ("large", 4), ("large", 1)]
-    assert order == turn * (REPETITIONS + 1)
+    thrice = [each for each in turn for _ in range(3)]  # anew, verified, and from the cache
+    assert order == thrice * (REPETITIONS + 1)
 
 
 @pytest.mark.parametrize("batches", [(16, 1), (), (0,)])
@@ -115,3 +135,76 @@ def test_costs_survive_the_file_and_what_is_wrong_with_it_is_typed(tmp_path: Pat
     path.write_text("{")
     with pytest.raises(ConfigError, match=r"costs\.json"):
         Costs.load(path)
+
+
+UNITS = UnitCosts(
+    anew=np.array([0.1, 0.4, 1.0]),
+    saved=np.array([0.0, 0.2, 0.6]),
+    prompt=np.array([0.0, 0.001, 0.004]),
+)
+
+
+def test_what_stays_of_a_draft_is_not_paid_for() -> None:
+    accepted = np.zeros((2, 3, 3))
+    accepted[0, 0, 1:], accepted[0, 1, 2] = (0.5, 1.0), 0.25
+    accepted[1] = np.nan
+    steps = UNITS.steps(accepted)
+    np.testing.assert_allclose(steps[0], [[0.1, 0.4, 1.0], [0, 0.3, 0.4], [0, 0, 0.85]])
+    np.testing.assert_allclose(steps[1], [[0.1, 0.4, 1.0], [0, 0.4, 1.0], [0, 0, 1.0]])
+
+
+def test_what_a_cache_holds_of_a_prompt_is_not_paid_for() -> None:
+    steps = UNITS.steps(np.zeros((1, 3, 3)))[0]
+    warm = UNITS.warm(steps, np.array([64.0, 128.0, 1000.0]))
+    np.testing.assert_allclose(warm, [[0.1, 0.272, 0.0], [0, 0.272, 0.0], [0, 0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("measured", [0.1, 1.0]), ("flops", [0.25, 1.0]), ("price", [0.5, 1.0])],
+)
+def test_the_unit_is_an_answer_of_the_largest_stage(kind: str, expected: list[float]) -> None:
+    costs = Costs(
+        (
+            StageCost("small", 10.0, {"4": 0.2}, {"4": 0.1}, price=1e-6),
+            StageCost("large", 40.0, {"4": 2.0}, {"4": 0.5}, price=2e-6),
+        )
+    )
+    stages = [{"name": name, "model": name, "price": {}} for name in ("small", "large")]
+    plain = {"stages": stages, "costs": kind, "serving": {"max_rows": 4}}
+    units = UnitCosts.of(costs, LadderConfig.parse(plain))
+    np.testing.assert_allclose(units.anew, expected)
+    np.testing.assert_allclose(units.saved, [0.05, 0.75] if kind == "measured" else [0, 0])
+    anew = LadderConfig.parse({**plain, "policy": {"mode": "anew"}})
+    np.testing.assert_allclose(UnitCosts.of(costs, anew).saved, [0, 0])
+
+
+def test_a_largest_stage_that_costs_nothing_is_no_unit() -> None:
+    stages = [{"name": name, "model": name, "price": {}} for name in ("small", "large")]
+    config = LadderConfig.parse({"stages": stages, "costs": "price"})
+    with pytest.raises(CascadeError, match="costs nothing by `costs: price`"):
+        UnitCosts.of(COSTS, config)
+
+
+def test_tokens_have_a_price() -> None:
+    price = Price(prompt=3.0, completion=15.0)
+    assert price_of(Usage(1000, 200), price) == pytest.approx(0.006)
+
+
+def test_a_real_stage_saves_what_it_need_not_decode_and_need_not_read() -> None:
+    """Prompts of several blocks: once read they are cheap, and a draft spares single steps."""
+    model = Transformer(
+        ModelConfig(vocab_size=27, context_length=512, width=64, num_layers=2, num_heads=2)
+    )
+    model.initialize(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokenizer = Tokenizer.character(letters + ">", roles={})
+    stage = LocalStage("local", TextGenerator(model, tokenizer, max_rows=4))
+    sampling = {"temperature": 0.0, "max_new_tokens": 16}
+    short = measure_costs([stage], ["abcd"], batches=(1,), sampling=sampling)
+    assert short.saved(1)[0] > 0.2 * short.seconds(1)[0]
+    assert short.prompt_seconds(1)[0] == 0
+    prompts = [letters[place:] * 14 for place in range(4)]
+    costs = measure_costs([stage], prompts, batches=(4, 1), sampling=sampling)
+    assert costs.prompt_seconds(4)[0] > 0
+    assert costs.prompt_seconds(4)[0] * 300 < costs.seconds(4)[0]

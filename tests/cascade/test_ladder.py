@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from stepwell.cascade.ladder import LadderConfig, PolicyConfig, fitted_directory
+from stepwell.cascade.ladder import Budget, LadderConfig, PolicyConfig, fitted_directory
 from stepwell.errors import ConfigError, FormatError, StepwellError
 
+SERVER = {"name": "large", "server": "http://127.0.0.1:8001/v1"}
 STAGES = [{"name": "small", "model": "../small"}, {"name": "large", "model": "../large"}]
 WHOLE = {
     "format_version": 1,
@@ -72,6 +73,21 @@ def test_a_bare_key_says_nothing(tmp_path: Path) -> None:
         assert LadderConfig.read(written(path, **bare)) == plain
 
 
+def test_sizes_and_kinds_of_lambda_are_understood(tmp_path: Path) -> None:
+    """Those that the documentation shows."""
+    lambdas = {"budget": 0.4}, {"certificate": {"epsilon": 0.01}}, "auto", 2.5
+    for lam in lambdas:
+        config = LadderConfig.read(written(tmp_path / "l.yaml", policy={"lambda": lam}))
+        config.write(tmp_path / "again.yaml")
+        assert LadderConfig.read(tmp_path / "again.yaml") == config
+    assert Budget(budget=0.4) in {
+        LadderConfig.read(written(tmp_path / "l.yaml", policy={"lambda": lam})).policy.lam
+        for lam in lambdas
+    }
+    sized = LadderConfig.read(written(tmp_path / "l.yaml", serving={"kv_cache_bytes": "1.5GiB"}))
+    assert sized.serving.kv_cache_bytes == 3 * 2**29
+
+
 def test_a_newer_file_is_refused_whatever_else_it_holds(tmp_path: Path) -> None:
     path = written(tmp_path / "ladder.yaml", format_version=2, certificate={"epsilon": 0.02})
     with pytest.raises(FormatError, match=r"ladder\.yaml has format_version 2.* up to 1"):
@@ -86,14 +102,23 @@ def test_a_newer_file_is_refused_whatever_else_it_holds(tmp_path: Path) -> None:
         ({"stages": [STAGES[0], STAGES[0]]}, "two stages share a name: small, small"),
         ({"stages": STAGES[:1]}, "LadderConfig.stages"),
         ({"stages": "small"}, "LadderConfig.stages is 'small'"),
-        ({"stages": [STAGES[0], {"name": "large"}]}, "'stages.1.model'"),
+        ({"stages": [STAGES[0], {"name": "large"}]}, "'large' has neither model nor server"),
+        ({"stages": [STAGES[0], {**STAGES[1], "launch": "x"}]}, "launch is for a server"),
+        ({"stages": [STAGES[0], {**SERVER, "train": {}}]}, "train is not for a server"),
+        ({"stages": [STAGES[0], {**SERVER, "server": "localhost"}]}, "stages.1.server"),
+        ({"costs": "price"}, "costs is price, but stage 'small' has none"),
+        ({"predictor": {"hiden": 3}}, "Did you mean 'hidden'?"),
+        ({"questions": {"task": "facts", "file": "x"}}, "give a task or a file, not both"),
+        ({"serving": {"kv_cache_bytes": "2 pints"}}, "serving.kv_cache_bytes is '2 pints'"),
+        ({"policy": {"lambda": {"budget": -1}}}, "policy.lambda"),
+        ({"policy": {"lambda": {"certificate": {"epsilon": 2}}}}, "policy.lambda"),
         ({"stages": [STAGES[0], {"name": "", "model": "x"}]}, "stages.1.name"),
         ({"stages": [STAGES[0], {"name": "large", "model": 7}]}, "stages.1.model is 7"),
         ({"stages": [STAGES[0], {**STAGES[1], "train": 3}]}, "stages.1.train is 3"),
         ({"policy": {"lambda": "car"}}, "policy.lambda is 'car'"),
-        ({"policy": {"lambda": -1}}, "policy.lambda is -1: expected auto, or a number from 0"),
+        ({"policy": {"lambda": -1}}, "policy.lambda is -1: expected auto, a number from 0"),
         ({"policy": {"lambda": float("nan")}}, "policy.lambda"),
-        ({"policy": {"mode": "lossless"}}, "policy.mode is 'lossless'"),
+        ({"policy": {"mode": "lossy"}}, "policy.mode is 'lossy'"),
         ({"costs": "guessed"}, "costs is 'guessed'"),
         ({"serving": {"max_rows": 0}}, "serving.max_rows is 0"),
         ({"format_version": 0}, "format_version is 0"),

@@ -19,10 +19,10 @@ import stepwell as sw
 from stepwell.errors import ConfigError, LogitsError, StepwellError, UsageError
 from stepwell.evals import temperature as module
 from stepwell.evals.certainty import Certainty
-from stepwell.evals.questions import Question, Questions
 from stepwell.evals.temperature import TemperatureStudy, temperature_study
 from stepwell.evals.temperature_rows import Sample, summarise, vote
 from stepwell.model.interventions import Replace
+from stepwell.tasks.questions import Question, Questions
 
 TASK = sw.tasks.Arithmetic(digits=3)
 SHAPE = sw.ModelConfig(

@@ -59,6 +59,7 @@ PLAIN: dict[str, dict[str, object]] = {
     "dag": {"name": "dag"},
     "facts": {"name": "facts", "facts": 300},
     "arithmetic": {"name": "arithmetic", "terms": 4, "operations": "+-*"},
+    "unpredictable": {"name": "unpredictable"},
     "corpus of characters": {"name": "corpus", "path": "text.txt", "window": 32},
     "corpus of bytes": {"name": "corpus", "path": "text.txt", "window": 32, "tokens": "byte"},
     "corpus of bpe": {

@@ -1,7 +1,8 @@
-"""What an answer of each stage costs: measured in seconds at several batch sizes, counted in FLOPs.
+"""What an answer of each stage costs: seconds measured, FLOPs counted, prices as the file says.
 
 A small model is dear at batch 1, where starting its operations takes longer than running them, and
-cheap in a full batch; so a cost in seconds always names its batch size.
+cheap in a full batch; so a cost in seconds always names its batch size. An answer that verifies a
+draft takes fewer seconds, the more of the draft stays; a prompt that a cache holds takes fewer too.
 """
 
 from __future__ import annotations
@@ -10,28 +11,39 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from stepwell.cascade.documents import from_document, to_document
+from stepwell.cascade.ladder import LadderConfig, Price
 from stepwell.cascade.paths import FloatArray
-from stepwell.cascade.stage import Stage
+from stepwell.cascade.stage import Draft, Observe, Reply, Stage
 from stepwell.config import read_json, write_json
 from stepwell.errors import CascadeError
+from stepwell.generate.request import Usage
 
 REPETITIONS = 5
+CALIBRATE = "run `stepwell cascade calibrate`, or set serving.max_rows to one of them."
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """Mean cost of one answer of a stage. `seconds` by batch size."""
+    """Mean cost of one answer of a stage. Seconds are by batch size.
+
+    seconds: answered from the start. verified: from a draft that stays whole. prompt_tokens: mean
+    length of the prompts; flops and price are means over the same answers.
+    """
 
     name: str
     flops: float
     seconds: dict[str, float]
+    verified: dict[str, float] = field(default_factory=dict)
+    price: float = 0.0
+    prompt_tokens: float = 0.0
+    prompt_seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,18 +57,24 @@ class Costs:
 
     def seconds(self, batch: int) -> FloatArray:
         """Seconds an answer at a batch size, [K]. Raises CascadeError where none was measured."""
-        try:
-            return np.array([stage.seconds[str(batch)] for stage in self.stages])
-        except KeyError:
-            measured = ", ".join(self.stages[0].seconds)
-            raise CascadeError(
-                f"Costs were measured at batch sizes {measured}, not {batch}.",
-                fix="run `stepwell cascade calibrate`, or set serving.max_rows to one of them.",
-            ) from None
+        return self._at(batch, [stage.seconds for stage in self.stages])
+
+    def saved(self, batch: int) -> FloatArray:
+        """Seconds that a draft saves which stays whole, [K]: never less than 0."""
+        verified = [stage.verified or stage.seconds for stage in self.stages]
+        return (self.seconds(batch) - self._at(batch, verified)).clip(min=0.0)
+
+    def prompt_seconds(self, batch: int) -> FloatArray:
+        """Seconds that each token of a prompt takes to be read, [K]; 0 where not measured."""
+        return np.array([stage.prompt_seconds.get(str(batch), 0.0) for stage in self.stages])
 
     def flops(self) -> FloatArray:
         """Floating-point operations an answer, [K]."""
         return np.array([stage.flops for stage in self.stages])
+
+    def prices(self) -> FloatArray:
+        """Price an answer, [K]."""
+        return np.array([stage.price for stage in self.stages])
 
     def save(self, path: str | Path) -> None:
         """Write the costs as JSON."""
@@ -70,19 +88,77 @@ class Costs:
         """
         return from_document(cls, read_json(path), cls.KIND, cls.VERSION)
 
+    def _at(self, batch: int, by_size: Sequence[Mapping[str, float]]) -> FloatArray:
+        try:
+            return np.array([seconds[str(batch)] for seconds in by_size])
+        except KeyError:
+            measured = ", ".join(self.stages[0].seconds)
+            raise CascadeError(
+                f"Costs were measured at batch sizes {measured}, not {batch}.", fix=CALIBRATE
+            ) from None
+
+
+@dataclass(frozen=True)
+class UnitCosts:
+    """Costs in units of the largest stage's mean answer, by the measure that a ladder file names.
+
+    anew: [K], an answer from the start. saved: [K], how much less where a draft stays whole.
+    prompt: [K], how much less for each prompt token that is in the stage's cache.
+    """
+
+    anew: FloatArray
+    saved: FloatArray
+    prompt: FloatArray
+
+    @classmethod
+    def of(cls, costs: Costs, config: LadderConfig) -> UnitCosts:
+        """The costs that the rule of a ladder weighs."""
+        nothing = np.zeros(len(costs.stages))
+        if config.costs != "measured":
+            counted = costs.flops() if config.costs == "flops" else costs.prices()
+            if not counted[-1] > 0:
+                raise CascadeError(
+                    f"The largest stage costs nothing by `costs: {config.costs}`.",
+                    fix="say what its tokens cost (`price:`), or use `costs: measured`.",
+                )
+            return cls(counted / counted[-1], nothing, nothing)
+        batch = config.serving.max_rows
+        unit = costs.seconds(batch)[-1]
+        saved = nothing if config.policy.mode == "anew" else costs.saved(batch) / unit
+        return cls(costs.seconds(batch) / unit, saved, costs.prompt_seconds(batch) / unit)
+
+    def steps(self, accepted: FloatArray) -> FloatArray:
+        """Incremental costs [N, K, K] where of stage k's answer a share [N, K, K] stays in n's.
+
+        Entry [i, k, n-1] is the cost of stage n after stage k; k = 0 is from the start. accepted[i,
+        k-1, n-1] is read for k < n; unknown (NaN) shares count as 0.
+        """
+        stays = np.nan_to_num(accepted, nan=0.0)
+        num_prompts, num_stages = stays.shape[:2]
+        steps = np.broadcast_to(self.anew, (num_prompts, num_stages, num_stages)).copy()
+        steps[:, 1:] -= stays[:, :-1] * self.saved
+        return np.triu(steps)
+
+    def warm(self, steps: FloatArray, cached: FloatArray) -> FloatArray:
+        """Costs [K, K] of a prompt of which each stage has so many tokens [K] in its cache."""
+        return np.triu((steps - cached * self.prompt).clip(min=0.0))
+
 
 def measure_costs(
     stages: Sequence[Stage],
     prompts: Sequence[str],
     *,
     batches: Sequence[int] = (64, 1),
+    observe: Observe = Observe(),  # noqa: B008  # it is a tuple
+    prices: Sequence[Price | None] = (),
     sampling: Mapping[str, Any] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Costs:
     """The median cost of an answer to these prompts; stages take turns, so that all drift alike.
 
-    FLOPs are the mean over the largest batch. Raises CascadeError where there are fewer prompts
-    than that.
+    Each is timed from the start, and verifying its own answer; what stages are asked to observe is
+    part of it. FLOPs are the mean over the largest batch. Raises CascadeError where there are fewer
+    prompts than that.
     """
     sizes = sorted(set(batches), reverse=True)
     if not sizes or not 1 <= sizes[-1] <= sizes[0] <= len(prompts):
@@ -90,26 +166,75 @@ def measure_costs(
             f"{len(prompts)} prompts cannot be timed in batches of {sizes}.",
             fix="give at least as many prompts as the largest batch (serving.max_rows) holds.",
         )
-    asked = dict(sampling or {})
-    seconds: dict[tuple[str, int], list[float]] = {}
-    flops: dict[str, float] = {}
-    for turn in range(REPETITIONS + 1):
-        for stage, size in itertools.product(stages, sizes):
-            start = clock()
-            answers = stage.answer(prompts[:size], **asked)
-            elapsed = clock() - start
-            if turn:  # the first turn warms up
-                seconds.setdefault((stage.name, size), []).append(elapsed / size)
-            elif size == sizes[0]:
-                flops[stage.name] = statistics.fmean(map(stage.flops, answers))
-    return Costs(tuple(_cost(stage.name, flops, seconds, sizes) for stage in stages))
+    asked = {"observe": observe, **(sampling or {})}
+    turns: dict[tuple[str, int], list[_Turn]] = {}
+    for _, stage, size in itertools.product(range(REPETITIONS + 1), stages, sizes):
+        turns.setdefault((stage.name, size), []).append(_timed(stage, prompts[:size], asked, clock))
+    priced = prices or [None] * len(stages)
+    return Costs(
+        tuple(
+            _cost(stage, {size: turns[stage.name, size] for size in sizes}, price)
+            for stage, price in zip(stages, priced, strict=True)
+        )
+    )
 
 
-def _cost(
-    name: str,
-    flops: Mapping[str, float],
-    seconds: Mapping[tuple[str, int], Sequence[float]],
-    sizes: Sequence[int],
-) -> StageCost:
-    medians = {str(size): statistics.median(seconds[name, size]) for size in sizes}
-    return StageCost(name, flops[name], medians)
+def price_of(usage: Usage, price: Price) -> float:
+    """What the tokens of an answer cost."""
+    return (usage.prompt_tokens * price.prompt + usage.completion_tokens * price.completion) / 1e6
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One batch of a stage, seconds an answer: from the start, from its own answer, and warm.
+
+    replies are those from the start; cached, mean tokens of a prompt that were found when warm.
+    """
+
+    replies: Sequence[Reply]
+    anew: float
+    verified: float
+    warm: float
+    cached: float
+
+
+def _timed(
+    stage: Stage, prompts: Sequence[str], asked: Mapping[str, Any], clock: Callable[[], float]
+) -> _Turn:
+    """One turn. Prompts are new to the stage, but for the last time that they are asked."""
+
+    def timed(answer: Callable[[], list[Reply]]) -> tuple[list[Reply], float]:
+        start = clock()
+        replies = answer()
+        return replies, (clock() - start) / len(prompts)
+
+    stage.forget()
+    replies, anew = timed(lambda: stage.generate(prompts, **asked))
+    drafts = [
+        Draft(each.completion.text, each.completion.token_ids, stage.vocabulary) for each in replies
+    ]
+    stage.forget()
+    _, verified = timed(lambda: stage.verify(prompts, drafts, **asked))
+    again, warm = timed(lambda: stage.generate(prompts, **asked))
+    cached = statistics.fmean(reply.completion.usage.cached_tokens for reply in again)
+    return _Turn(replies, anew, verified, warm, cached)
+
+
+def _cost(stage: Stage, turns: Mapping[int, Sequence[_Turn]], price: Price | None) -> StageCost:
+    """Medians over all turns but the first, which warms up; counts from the largest batch."""
+    counted = [reply.completion for reply in turns[max(turns)][0].replies]
+
+    def medians(value: Callable[[_Turn], float]) -> dict[str, float]:
+        return {str(size): statistics.median(map(value, each[1:])) for size, each in turns.items()}
+
+    return StageCost(
+        stage.name,
+        flops=statistics.fmean(map(stage.flops, counted)),
+        seconds=medians(lambda turn: turn.anew),
+        verified=medians(lambda turn: turn.verified),
+        price=0.0 if price is None else statistics.fmean(price_of(c.usage, price) for c in counted),
+        prompt_tokens=statistics.fmean(each.usage.prompt_tokens for each in counted),
+        prompt_seconds=medians(
+            lambda turn: max(0.0, turn.anew - turn.warm) / turn.cached if turn.cached else 0.0
+        ),
+    )

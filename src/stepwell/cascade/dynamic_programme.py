@@ -75,32 +75,40 @@ def choose(
     """Whether each prompt goes on, the action it would go on with, and the gain of that, all [N].
 
     Goes on iff the advantage A over stopping has A - kappa * sd(A) > 0; ties stop. In state 0
-    nothing was run and everything goes on.
+    nothing was run and everything goes on that can.
     """
     quoted = outlook.plans + residual
     action = quoted.argmin(axis=1)
     rows = np.arange(len(action))
     advantage = outlook.stop_loss - quoted[rows, action]
     going = advantage - kappa * deviation[rows, action] > 0
-    return going | (outlook.state == 0), action, advantage
+    going |= (outlook.state == 0) & (advantage > -np.inf)
+    return going, action, advantage
 
 
 def solve(
-    paths: Paths, costs: FloatArray, price: float, kappa: float, options: SolverOptions
+    paths: Paths,
+    costs: FloatArray,
+    quoted: FloatArray,
+    price: float,
+    kappa: float,
+    options: SolverOptions,
 ) -> tuple[Table, ...]:
     """One table for each state, in the order of the states' bits; costs are [N, K, K].
+
+    Plans are made with the costs quoted, also [N, K, K]; what is backed up was paid.
 
     What is backed up is what the action chosen came to on the prompt's own path, unpenalised; with
     folds, chosen by tables in which the prompt had no part, so that the least of several noisy
     estimates is not taken at its word.
     """
-    shortest = detours(costs)
+    shortest = detours(quoted)
     rows = np.arange(len(paths))
     values: dict[int, FloatArray] = {}
     tables: dict[int, Table] = {}
     for state in reversed(range(1 << paths.num_stages)):
         last = state.bit_length()
-        outlook = look_ahead(state, paths.after(state), costs, shortest, price)
+        outlook = look_ahead(state, paths.after(state), quoted, shortest, price)
         if last == paths.num_stages:
             values[state], tables[state] = outlook.stop_loss, Table((), (), ((),), ((),))
             continue

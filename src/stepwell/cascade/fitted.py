@@ -1,9 +1,9 @@
-"""What is fitted for a ladder: predictor, calibration paths, costs, and the lambda to serve at.
+"""What is fitted for a ladder: predictor, calibration paths, costs, certificate, and what to serve.
 
 The calibration paths are kept, not a policy, so that a request can name a lambda of its own:
 solving takes milliseconds. Owns the folder that holds all of it:
 
-    predictor.json  costs.json  calibration.safetensors
+    predictor.json  predictor.safetensors  costs.json  calibration.safetensors  certificate.json
     fit.json        the rest, and the SHA-256 of the others; it comes last and makes them valid
 """
 
@@ -14,35 +14,56 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from stepwell.cascade.collect import Collected
-from stepwell.cascade.costs import Costs
+from stepwell.cascade.costs import Costs, UnitCosts
 from stepwell.cascade.documents import from_document, to_document
-from stepwell.cascade.ladder import LadderConfig
+from stepwell.cascade.ladder import Budget, Certified, LadderConfig
 from stepwell.cascade.paths import FloatArray, Paths
 from stepwell.cascade.predictor import Predictor
 from stepwell.cascade.stage import Stage
-from stepwell.cascade.stopping import Policy, fit
-from stepwell.cascade.tuning import LAMBDAS, fit_quality
+from stepwell.cascade.stopping import Policy, always, fit
+from stepwell.cascade.tuning import LAMBDAS, fit_budget, fit_quality
 from stepwell.config import fingerprint, read_json, write_atomically, write_json
 from stepwell.errors import CascadeError, DataError, FormatError, StepwellError
 from stepwell.storage.staging import staged
 
+if TYPE_CHECKING:
+    from stepwell.cascade.certify import Certificate
+
 QUALITY_MARGIN: Final = 0.005  # on calibration prompts, so that new ones stay within a point
 MOST_POLICIES: Final = 256  # kept solved; a server is asked for any number of lambdas
 HEAD: Final = "fit.json"
-PREDICTOR: Final = "predictor.json"
 COSTS: Final = "costs.json"
 CALIBRATION: Final = "calibration.safetensors"
-FIT_AGAIN: Final = "fit the ladder again."
+CERTIFICATE: Final = "certificate.json"
+FIT_AGAIN: Final = "fit the ladder again: `stepwell cascade fit`."
 
 Part = TypeVar("Part")
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What decides: one policy, or two of which `share` of the prompts are served by the dearer.
+
+    certified: whether a certificate covers it.
+    """
+
+    dearer: Policy
+    cheaper: Policy
+    share: float = 1.0
+    certified: bool = False
+
+    @classmethod
+    def of(cls, policy: Policy, *, certified: bool = False) -> Rule:
+        """The rule of a single policy."""
+        return cls(policy, policy, 1.0, certified)
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,7 @@ class Head:
     seal: str = ""
 
     KIND: ClassVar[str] = "fitted ladder"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     def sealed(self) -> Head:
         """The same with its seal."""
@@ -69,17 +90,18 @@ class Head:
 class Fitted:
     """Everything that deciding needs, and the fingerprints of the stages that it was fitted for.
 
-    `lam` is what `lambda: auto` stands for; None where the ladder file named a number.
+    accepted [N, K, K] are those of the calibration prompts (see Collected). `lam` is the lambda
+    that `auto` stands for where nothing is certified.
     """
 
     predictor: Predictor
     calibration: Paths
+    accepted: FloatArray
     costs: Costs
-    lam: float | None
+    lam: float
     fingerprints: tuple[str, ...]
-    _policies: dict[tuple[object, ...], Policy] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    certificate: Certificate | None = None
+    _rules: dict[tuple[object, ...], Rule] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         counts = (
@@ -103,47 +125,72 @@ class Fitted:
         predictor_data: Collected,
         calibration_data: Collected,
         costs: Costs,
+        certification_data: Collected | None = None,
     ) -> Fitted:
-        """Fit predictor and rule on disjoint prompts, and choose lambda as the ladder file asks.
+        """Fit predictor and rule on disjoint prompts, certify on others still, choose lambda.
 
-        `lambda: auto` takes the cheapest one that keeps the largest stage's quality within half a
-        point on the calibration prompts; where none does, the largest, and a warning says so.
+        `auto` is the cheapest certified rule where one is; else the cheapest lambda that keeps the
+        largest stage's quality within half a point on the calibration prompts; where none does, the
+        largest lambda, and a warning says so.
         """
+        data = predictor_data
         predictor = Predictor.fit(
-            predictor_data.features, predictor_data.good, predictor_data.weights
+            data.seen, data.good, data.weights, hidden=config.predictor.hidden
         )
         paths = calibration_data.paths(predictor)
-        lam = _auto(paths, costs, config) if config.policy.lam == "auto" else None
-        return cls(predictor, paths, costs, lam, tuple(stage.fingerprint for stage in stages))
+        fitted = cls(
+            predictor,
+            paths,
+            calibration_data.accepted,
+            costs,
+            _keeps_quality(paths, UnitCosts.of(costs, config), calibration_data.accepted, config),
+            tuple(stage.fingerprint for stage in stages),
+        )
+        if certification_data is None or not len(certification_data):
+            return fitted
+        return replace(fitted, certificate=fitted.certify(config, certification_data))
+
+    def certify(self, config: LadderConfig, data: Collected) -> Certificate:
+        """Test rules of rising thrift on prompts that nothing else has seen; see certify.py."""
+        raise NotImplementedError
+
+    def rule(self, config: LadderConfig, lam: float | None = None) -> Rule:
+        """What decides at a lambda, or where none is given as the ladder file says."""
+        key = (lam, config.policy, config.costs, config.serving.max_rows)
+        if key not in self._rules:
+            if len(self._rules) >= MOST_POLICIES:
+                self._rules.clear()
+            self._rules[key] = self._rule(config, lam)
+        return self._rules[key]
 
     def lambda_for(self, config: LadderConfig) -> float:
-        """The lambda for requests that name none: the ladder file's number, or what auto chose."""
-        lam = self.lam if config.policy.lam == "auto" else config.policy.lam
-        if lam is None:
-            raise CascadeError(
-                "The ladder was fitted when its file gave lambda as a number; now it says auto.",
-                fix="fit the ladder again, or give lambda as a number.",
-            )
-        return float(lam)
+        """The lambda of requests that name none; infinite where it is always the largest stage."""
+        rule = self.rule(config)
+        return np.inf if rule.dearer.lam is None else rule.dearer.lam
 
-    def policy(self, lam: float, config: LadderConfig) -> Policy:
-        """The rule at a price, solved once for each."""
-        kappa = config.policy.risk.kappa
-        key = (lam, kappa, config.costs, config.serving.max_rows)
-        if key not in self._policies:
-            if len(self._policies) >= MOST_POLICIES:
-                self._policies.clear()
-            prices = unit_costs(self.costs, config)
-            self._policies[key] = fit(self.calibration, prices, lam, kappa)
-        return self._policies[key]
+    def steps(self, config: LadderConfig) -> FloatArray:
+        """What each calibration prompt pays for a stage after another, [N, K, K]."""
+        return UnitCosts.of(self.costs, config).steps(self.accepted)
+
+    def mean_steps(self, config: LadderConfig) -> FloatArray:
+        """The same in the mean, [K, K]: what is known when deciding."""
+        if not len(self.calibration):
+            return UnitCosts.of(self.costs, config).steps(np.zeros((1, *self.accepted.shape[1:])))[
+                0
+            ]
+        mean: FloatArray = np.average(self.steps(config), axis=0, weights=self.calibration.weights)
+        return mean
 
     def save(self, directory: str | Path) -> None:
         """Write all of it into a directory, in place of what was fitted before: all or nothing."""
         with staged(Path(directory), marker=HEAD, belongs=_FILES.__contains__) as new:
-            self.predictor.save(new / PREDICTOR)
+            self.predictor.save(new)
             self.costs.save(new / COSTS)
-            write_atomically(new / CALIBRATION, save(_arrays(self.calibration)))
-            digests = {name: _digest(new / name) for name in (PREDICTOR, COSTS, CALIBRATION)}
+            write_atomically(new / CALIBRATION, save(self._arrays()))
+            if self.certificate is not None:
+                write_json(new / CERTIFICATE, self.certificate.plain())
+            names = sorted(path.name for path in new.iterdir() if path.name in _FILES)
+            digests = {name: _digest(new / name) for name in names}
             head = Head(self.fingerprints, self.lam, digests).sealed()
             write_json(new / HEAD, to_document(head, Head.KIND, Head.VERSION))
 
@@ -158,46 +205,110 @@ class Fitted:
         if not (directory / HEAD).is_file():
             raise CascadeError(
                 f"{directory} holds no fitted stopping rule.",
-                fix="check the ladder file's name, or run `stepwell demo` to make a ladder.",
+                fix="check the ladder file's name, or fit it: `stepwell cascade fit LADDER`.",
             )
         head = _read(directory / HEAD, _read_head)
         for name, digest in head.files.items():
             if not (directory / name).is_file() or _digest(directory / name) != digest:
                 raise CascadeError(f"{directory / name} is missing or damaged.", fix=FIT_AGAIN)
+        calibration, accepted = _read(directory / CALIBRATION, _read_paths)
+        certified = CERTIFICATE in head.files
         return cls(
-            _read(directory / PREDICTOR, Predictor.load),
-            _read(directory / CALIBRATION, _read_paths),
+            _read(directory / PREDICTOR, lambda path: Predictor.load(path.parent)),
+            calibration,
+            accepted,
             _read(directory / COSTS, Costs.load),
             head.lam,
             head.stages,
+            _read(directory / CERTIFICATE, _read_certificate) if certified else None,
         )
 
+    def _rule(self, config: LadderConfig, lam: float | None) -> Rule:
+        asked, certificate = config.policy.lam, self.certificate
+        if lam is not None:
+            return self._solved(config, lam)
+        if isinstance(asked, Budget):
+            return self._within(config, asked.budget)
+        if isinstance(asked, Certified):
+            return self._certified(config, asked)
+        if asked != "auto":
+            return self._solved(config, asked)
+        if certificate is not None and certificate.certified:
+            return self._solved(config, certificate.lam, certificate.kappa)
+        return self._solved(config, self.lam)
 
-_FILES: Final = frozenset({HEAD, PREDICTOR, COSTS, CALIBRATION})
+    def _solved(self, config: LadderConfig, lam: float, kappa: float | None = None) -> Rule:
+        """The rule at a lambda; certified where the certificate covers just that."""
+        doubt = config.policy.risk.kappa if kappa is None else kappa
+        policy = fit(
+            self.calibration, self.steps(config), lam, doubt, quoted=self.mean_steps(config)
+        )
+        covered = self.certificate is not None and self.certificate.covers(lam, doubt)
+        return Rule.of(policy, certified=covered)
+
+    def _within(self, config: LadderConfig, budget: float) -> Rule:
+        """The rule that meets a mean cost on the calibration prompts: mostly two that are mixed."""
+        mixture = fit_budget(
+            self.calibration,
+            self.steps(config),
+            budget,
+            config.policy.risk.kappa,
+            quoted=self.mean_steps(config),
+        )
+        return Rule(mixture.dearer, mixture.cheaper, mixture.share)
+
+    def _certified(self, config: LadderConfig, asked: Certified) -> Rule:
+        """The rule of the certificate; always the largest stage where it certifies none.
+
+        Raises CascadeError where there is no certificate, or one of other terms.
+        """
+        certificate, wanted = self.certificate, asked.certificate
+        if certificate is None or (certificate.epsilon, certificate.delta) != (
+            wanted.epsilon,
+            wanted.delta,
+        ):
+            raise CascadeError(
+                f"The ladder was not certified at epsilon {wanted.epsilon:g} and delta"
+                f" {wanted.delta:g}.",
+                fix=FIT_AGAIN,
+            )
+        if not certificate.certified:
+            largest = self.predictor.num_stages
+            return Rule.of(always(largest, largest), certified=True)
+        return self._solved(config, certificate.lam, certificate.kappa)
+
+    def _arrays(self) -> dict[str, FloatArray]:
+        """The calibration prompts by name, as safetensors wants them: in C order."""
+        paths = self.calibration
+        arrays = {
+            "beliefs": paths.beliefs,
+            "good": paths.good,
+            "weights": paths.weights,
+            "accepted": self.accepted,
+        }
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
-def unit_costs(costs: Costs, config: LadderConfig) -> FloatArray:
-    """Costs [K] in units of the largest stage's, by the measure that the ladder file names."""
-    measured = costs.flops() if config.costs == "flops" else costs.seconds(config.serving.max_rows)
-    relative: FloatArray = measured / measured[-1]
-    return relative
+PREDICTOR: Final = "predictor.json"
+_FILES: Final = frozenset(
+    {HEAD, PREDICTOR, "predictor.safetensors", COSTS, CALIBRATION, CERTIFICATE}
+)
+_NEEDED: Final = _FILES - {HEAD, CERTIFICATE}
 
 
-def _auto(paths: Paths, costs: Costs, config: LadderConfig) -> float | None:
-    """The lambda that `auto` stands for."""
-    prices, kappa = unit_costs(costs, config), config.policy.risk.kappa
+def _keeps_quality(
+    paths: Paths, units: UnitCosts, accepted: FloatArray, config: LadderConfig
+) -> float:
+    """The cheapest lambda that keeps the largest stage's quality within the margin."""
+    steps, kappa = units.steps(accepted), config.policy.risk.kappa
+    quoted = np.average(steps, axis=0, weights=paths.weights)
     try:
-        policy = fit_quality(paths, prices, QUALITY_MARGIN, kappa)
+        policy = fit_quality(paths, steps, QUALITY_MARGIN, kappa, quoted=quoted)
     except CascadeError as error:
         logger.warning("%s The ladder is fitted for that lambda.", error.problem)
         return float(LAMBDAS[-1])
+    assert policy.lam is not None
     return policy.lam
-
-
-def _arrays(paths: Paths) -> dict[str, FloatArray]:
-    """The arrays of paths by name, as safetensors wants them: in C order."""
-    arrays = {"beliefs": paths.beliefs, "good": paths.good, "weights": paths.weights}
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def _read(path: Path, read: Callable[[Path], Part]) -> Part:
@@ -213,19 +324,24 @@ def _read(path: Path, read: Callable[[Path], Part]) -> Part:
 
 def _read_head(path: Path) -> Head:
     head = from_document(Head, read_json(path), Head.KIND, Head.VERSION)
-    if head.files.keys() != _FILES - {HEAD}:
+    if not _NEEDED <= head.files.keys() <= _FILES - {HEAD}:
         raise DataError(f"it is about the files {', '.join(head.files) or 'none'}.")
     if head != head.sealed():
         raise DataError("its SHA-256 is not the one in it.")
     return head
 
 
-def _read_paths(path: Path) -> Paths:
+def _read_paths(path: Path) -> tuple[Paths, FloatArray]:
     try:
         arrays = load_file(path)
-        return Paths(arrays["beliefs"], arrays["good"], arrays["weights"])
+        paths = Paths(arrays["beliefs"], arrays["good"], arrays["weights"])
+        return paths, arrays["accepted"]
     except (SafetensorError, KeyError) as error:
         raise DataError(f"not the arrays expected ({error}).") from None
+
+
+def _read_certificate(path: Path) -> Certificate:
+    return Certificate.from_plain(read_json(path))
 
 
 def _digest(path: Path) -> str:

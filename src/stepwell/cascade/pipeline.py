@@ -1,80 +1,57 @@
 """The cascade at work: each prompt goes through as many stages as the rule says, and no more.
 
-    prompt -> stage 1 -> beliefs -> stop, or a later stage -> ... -> the answer believed in most
+    prompt -> stage -> beliefs -> stop, or a later stage, which verifies -> ... -> the best answer
 
 A batch is run stage by stage: all prompts that need a stage are answered together, then each
-decides for itself. Every stage answers the prompt anew, in its own lane of noise.
+decides for itself. A later stage verifies what the one before wrote, and samples in a lane of its
+own: what it says is what it says when asked alone, whatever the decision to ask it has read. A
+stage that fails is gone around, and a deadline ends the walk with what is there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Self
 
-import numpy as np
-
-from stepwell.cascade.collect import agreement
-from stepwell.cascade.features import FEATURES, batch_features
-from stepwell.cascade.fitted import FIT_AGAIN, Fitted
+from stepwell.cascade.answer import Answer, SelectedOn
+from stepwell.cascade.costs import UnitCosts
+from stepwell.cascade.fitted import FIT_AGAIN, Fitted, Rule
+from stepwell.cascade.guard import Guard, Outcome
+from stepwell.cascade.kv import KVManager
 from stepwell.cascade.ladder import LadderConfig, check_sampling, fitted_directory
-from stepwell.cascade.paths import BoolArray, IntArray
-from stepwell.cascade.predictor import Predictor
-from stepwell.cascade.stage import Stage, load_stages
-from stepwell.cascade.stopping import Policy, Verdict
+from stepwell.cascade.stage import Draft, Reply, Stage
+from stepwell.cascade.stages.load import close_stages, load_stages
+from stepwell.cascade.stopping import Policy
+from stepwell.cascade.walk import Journey, Walk
 from stepwell.errors import CascadeError, ConfigError, PromptError
 from stepwell.generate.batch import Progress
-from stepwell.generate.request import Completion
-
-SelectedOn = Literal["none", "answer"]
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One stage's part in an answer.
-
-    cost is incremental, in units of the mean full answer of the largest stage. p_good is the
-    belief, right after this stage, in the best answer at hand; advantage what going on was then
-    believed to save, in the same unit as the cost, failures priced in.
-    """
-
-    stage: str
-    answer: str
-    cost: float
-    p_good: float
-    advantage: float
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the cascade returns for one prompt.
-
-    selected_on: what the decision to return this answer had read: "answer", the answers themselves,
-    or "none", where the last stage was asked at once. certified: whether a certificate covers the
-    policy. An answer that every stage failed to finish has p_good 0.
-    """
-
-    text: str
-    stage: str
-    cost: float
-    p_good: float
-    mode: str
-    selected_on: SelectedOn
-    certified: bool
-    trace: tuple[Visit, ...]
-    completion: Completion
+from stepwell.generate.noise import Address, Purpose, lane_of, uniform
+from stepwell.generate.request import Completion, Usage
 
 
 class Cascade:
     """A ladder of stages with a fitted stopping rule.
 
     `lam` is the price of a failure relative to the ladder's own rate of exchange: 1 balances the
-    two extremes, less is faster, more is better.
+    two extremes, less is faster, more is better. counters: answers by the stage returned, by why
+    they stopped, and faults by stage and kind.
     """
 
-    def __init__(self, config: LadderConfig, stages: Sequence[Stage], fitted: Fitted) -> None:
+    def __init__(
+        self,
+        config: LadderConfig,
+        stages: Sequence[Stage],
+        fitted: Fitted,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         prints = tuple(stage.fingerprint for stage in stages)
         if len(set(prints)) < len(prints):
             raise CascadeError(
@@ -86,157 +63,258 @@ class Cascade:
                 "What was fitted for this ladder was fitted for other weights.", fix=FIT_AGAIN
             )
         self.config, self.stages, self.fitted = config, tuple(stages), fitted
+        self.units = UnitCosts.of(fitted.costs, config)
+        self.kv = KVManager(stages, config.serving.kv_cache_bytes)
+        self.counters: Counter[tuple[str, str]] = Counter()
+        self._guards = [Guard(stage, clock=clock) for stage in stages]
+        self._names = [stage.name for stage in stages]
+        self._vocabularies = [stage.vocabulary for stage in stages]
+        self._lane = lane_of(hashlib.sha256("".join(prints).encode()).hexdigest())
+        self._clock = clock
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> Cascade:
         """The cascade that a ladder file describes, with its models and what was fitted for it.
 
-        `options` are those of TextGenerator.load, such as device.
+        `options` are those of TextGenerator.load, such as device. Servers that the file launches
+        are started; `close`, or leaving a `with` block, stops them.
         """
         config = LadderConfig.read(path)
         fitted = Fitted.load(fitted_directory(path))
         return cls(config, load_stages(config, Path(path).parent, **options), fitted)
 
-    def generate(self, prompt: str, *, lam: float | None = None, **sampling: Any) -> Answer:
+    def close(self) -> None:
+        """Let go of the stages; servers that were launched for them end."""
+        self.kv.clear()
+        close_stages(self.stages)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        lam: float | None = None,
+        deadline_s: float | None = None,
+        **sampling: Any,
+    ) -> Answer:
         """The answer to one prompt; keyword arguments are fields of SamplingParams."""
-        return self.generate_batch([prompt], lam=lam, **sampling)[0]
+        return self.generate_batch([prompt], lam=lam, deadline_s=deadline_s, **sampling)[0]
 
     def generate_batch(
         self,
         prompts: Sequence[str],
         *,
         lam: float | None = None,
+        deadline_s: float | None = None,
         progress: Progress | None = None,
         **sampling: Any,
     ) -> list[Answer]:
         """The answers to many prompts, in order. Each prompt's path is its own.
 
-        Raises PromptError where there is no prompt, ConfigError for a lambda that is no price and
-        for sampling parameters that no stage knows.
+        deadline_s: seconds after which each prompt has its answer, from the stages that gave one;
+        the ladder file's where it is not given. Raises PromptError where there is no prompt,
+        ConfigError for a lambda that is no price and for sampling parameters that no stage knows.
         """
         if isinstance(prompts, str) or not prompts:
             raise PromptError("A batch is a list of at least one prompt.", fix="use [prompt].")
-        asked = {**self.config.sampling, **sampling}
-        check_sampling(asked)
-        walk = _Walk(self.policy(lam), self.fitted.predictor, len(prompts))
-        told = None if progress is None else _Told(progress)
-        for number, stage in enumerate(self.stages, start=1):
-            rows = walk.waiting(number)
-            if len(rows):
-                texts = [prompts[row] for row in rows]
-                walk.arrive(number, rows, stage.answer(texts, progress=told, **asked))
-            if told is not None:
-                told.stage_is_done(sum(journey.stopped for journey in walk.journeys))
-        return [self._answer(journey, walk.policy) for journey in walk.journeys]
+        rule = self.rule(lam)
+        policies = self._drawn(rule, prompts, int(sampling.get("seed", 0)))
+        journeys = [Journey(*pair) for pair in zip(prompts, policies, strict=True)]
+        return self._run(journeys, rule, deadline_s, progress, sampling)
+
+    def resume(
+        self,
+        answers: Sequence[Answer],
+        *,
+        lam: float | None = None,
+        deadline_s: float | None = None,
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> list[Answer]:
+        """Go on from answers where they stopped, at another price, with the same sampling.
+
+        Stages that answered are not asked again; those that failed may be.
+        """
+        rule = self.rule(lam)
+        journeys = []
+        for answer in answers:
+            if answer.journey is None:
+                raise CascadeError("The answer does not say where to go on.", fix="ask anew.")
+            old = answer.journey
+            [policy] = self._drawn(rule, [old.prompt], int(sampling.get("seed", 0)))
+            kept = replace(old, policy=policy, replies=dict(old.replies), tried=set(old.replies))
+            kept.visits = [visit for visit in old.visits if visit.fault is None]
+            journeys.append(kept)
+        return self._run(journeys, rule, deadline_s, progress, sampling)
+
+    def rule(self, lam: float | None = None) -> Rule:
+        """The stopping rule at a price; the ladder file's own where none is given."""
+        if lam is not None and not 0 <= lam < math.inf:
+            raise ConfigError(f"lambda is {lam}, expected a finite number from 0.")
+        return self.fitted.rule(self.config, lam)
 
     def policy(self, lam: float | None = None) -> Policy:
-        """The stopping rule at a price; the ladder file's own where none is given."""
-        if lam is None:
-            lam = self.fitted.lambda_for(self.config)
-        if not 0 <= lam < math.inf:
-            raise ConfigError(f"lambda is {lam}, expected a finite number from 0.")
-        return self.fitted.policy(lam, self.config)
+        """The policy of that rule; of two that are mixed, the dearer one."""
+        return self.rule(lam).dearer
 
-    def _answer(self, journey: _Journey, policy: Policy) -> Answer:
-        completion = journey.completions[journey.returned]
-        visits = self._visits(journey, policy)
-        read_nothing = list(journey.completions) == [len(self.stages)]
+    def policies(
+        self, prompts: Sequence[str], lam: float | None = None, seed: int = 0
+    ) -> list[Policy]:
+        """The policy that serves each prompt: where a rule mixes two, drawn by the prompt."""
+        return self._drawn(self.rule(lam), prompts, seed)
+
+    def _drawn(self, rule: Rule, prompts: Sequence[str], seed: int) -> list[Policy]:
+        if rule.share >= 1.0:
+            return [rule.dearer] * len(prompts)
+        addresses = [
+            Address(seed, self._lane, choice=0, position=_number(prompt), purpose=Purpose.POLICY)
+            for prompt in prompts
+        ]
+        drawn = uniform(addresses, 1)[:, 0]
+        return [rule.dearer if u < rule.share else rule.cheaper for u in drawn.tolist()]
+
+    def _run(
+        self,
+        journeys: list[Journey],
+        rule: Rule,
+        deadline_s: float | None,
+        progress: Progress | None,
+        sampling: dict[str, Any],
+    ) -> list[Answer]:
+        asked = {**self.config.sampling, **sampling}
+        check_sampling(asked)
+        limit = self.config.serving.deadline_s if deadline_s is None else deadline_s
+        end = None if limit is None else self._clock() + limit
+        cached = self.kv.cached([journey.prompt for journey in journeys])
+        walk = Walk(
+            journeys,
+            self.fitted.predictor,
+            self._names,
+            self._vocabularies,
+            self.units,
+            cached,
+        )
+        told = None if progress is None else _Told(progress)
+        walk.begin()
+        while number := walk.lowest():
+            if end is not None and self._clock() >= end:
+                walk.stop("deadline")
+                break
+            self._step(walk, number, end, told, asked)
+            if told is not None:
+                told.stage_is_done(sum(each.stopped is not None for each in journeys))
+        return [self._answer(journey, rule) for journey in journeys]
+
+    def _step(
+        self,
+        walk: Walk,
+        number: int,
+        end: float | None,
+        told: _Told | None,
+        asked: dict[str, Any],
+    ) -> None:
+        """Ask a stage for all prompts that wait for it, those with a draft to verify apart."""
+        guard = self._guards[number - 1]
+        plain: list[int] = []
+        drafted: dict[int, Draft] = {}
+        for row in walk.waiting(number):
+            draft = walk.draft(row) if self.config.policy.mode == "lossless" else None
+            if draft is None:
+                plain.append(row)
+            else:
+                drafted[row] = draft
+        for rows, drafts in ((plain, None), (list(drafted), list(drafted.values()))):
+            if not rows:
+                continue
+            prompts = [walk.journeys[row].prompt for row in rows]
+            begun = time.perf_counter()
+            outcomes = guard.ask(
+                prompts,
+                drafts,
+                self._limit(walk, rows, number, end),
+                observe=self.fitted.predictor.feature_set.observe.at(number),
+                progress=told,
+                **asked,
+            )
+            self._count(guard, outcomes, prompts, number)
+            walk.arrive(number, rows, outcomes, time.perf_counter() - begun)
+        if not guard.is_up:
+            walk.close(number)
+
+    def _limit(
+        self, walk: Walk, rows: Sequence[int], number: int, end: float | None
+    ) -> float | None:
+        """Seconds that a stage is given: all that are left where every prompt has an answer.
+
+        Elsewhere a share of them, so that there is time for another stage if this one fails.
+        """
+        own = self.config.stages[number - 1].timeout_s
+        if end is None:
+            return own
+        left = max(0.0, end - self._clock())
+        if not all(walk.journeys[row].replies for row in rows):
+            left /= len(self.stages)
+        return left if own is None else min(own, left)
+
+    def _count(
+        self, guard: Guard, outcomes: Sequence[Outcome], prompts: Sequence[str], number: int
+    ) -> None:
+        """Keep what the stage has read, and note what failed."""
+        for prompt, outcome in zip(prompts, outcomes, strict=True):
+            if isinstance(outcome, Reply):
+                self.kv.keep(number, prompt, outcome.completion)
+            else:
+                self.counters[guard.stage.name, outcome.fault] += 1
+
+    def _answer(self, journey: Journey, rule: Rule) -> Answer:
+        completion = _NO_ANSWER
+        if journey.returned:
+            completion = journey.replies[journey.returned].completion
+        elif journey.visits:
+            completion = replace(_NO_ANSWER, error=journey.visits[-1].problem)
+        stage = self._names[journey.returned - 1] if journey.returned else ""
+        stopped = journey.stopped or "failed"
+        self.counters["answers", stage or "none"] += 1
+        self.counters["stopped", stopped] += 1
         return Answer(
             text=completion.text,
-            stage=self.stages[journey.returned - 1].name,
-            cost=sum(visit.cost for visit in visits),
-            p_good=visits[-1].p_good,
+            stage=stage,
+            cost=sum(visit.cost for visit in journey.visits),
+            p_good=journey.p_good,
             mode=self.config.policy.mode,
-            selected_on="none" if read_nothing else "answer",
-            certified=False,
-            trace=visits,
+            selected_on=self._selected_on(journey),
+            certified=rule.certified,
+            stopped=stopped,
+            trace=tuple(journey.visits),
             completion=completion,
+            journey=journey,
         )
 
-    def _visits(self, journey: _Journey, policy: Policy) -> tuple[Visit, ...]:
-        """The stages that a prompt went through, with what each cost after the one before."""
-        numbers = list(journey.completions)
-        return tuple(
-            Visit(
-                stage=self.stages[number - 1].name,
-                answer=journey.completions[number].text,
-                cost=policy.costs[before][number - 1],
-                p_good=journey.kept[place],
-                advantage=journey.advantages[place],
-            )
-            for place, (before, number) in enumerate(zip([0, *numbers[:-1]], numbers, strict=True))
-        )
+    def _selected_on(self, journey: Journey) -> SelectedOn:
+        """What the choice of the answer has read; see Answer."""
+        if len(journey.replies) > 1 or journey.last < len(self.stages):
+            return "answer"
+        if len(journey.visits) > 1:
+            return "draft"
+        return "prompt" if self.fitted.predictor.feature_set.prompt_names else "none"
 
 
-@dataclass(slots=True)
-class _Journey:
-    """A prompt on its way.
-
-    completions: of the stages run, by number, in order; kept and advantages: what each of them left
-    the prompt with. returned: the stage whose answer is believed in most.
-    """
-
-    completions: dict[int, Completion] = field(default_factory=dict)
-    kept: list[float] = field(default_factory=list)
-    advantages: list[float] = field(default_factory=list)
-    returned: int = 0
-    stopped: bool = False
-
-    @property
-    def state(self) -> int:
-        """The stages run, as bits."""
-        return sum(1 << (number - 1) for number in self.completions)
+_NO_ANSWER = Completion("", (), "error", Usage(0, 0), error="no stage was asked.")
 
 
-class _Walk:
-    """The prompts of one batch on their way through the stages."""
-
-    def __init__(self, policy: Policy, predictor: Predictor, num_prompts: int) -> None:
-        self.policy, self.predictor = policy, predictor
-        self.journeys = [_Journey() for _ in range(num_prompts)]
-        self._features = np.full((num_prompts, policy.num_stages, len(FEATURES)), np.nan)
-        self._failed = np.zeros((num_prompts, policy.num_stages), dtype=np.bool_)
-        # Nothing is known of a prompt before its first answer: all take the same first step.
-        first = policy.decide(0, predictor.base).stage
-        self._next = np.full(num_prompts, first)
-
-    def waiting(self, number: int) -> IntArray:
-        """The prompts that need a stage."""
-        return np.flatnonzero(self._next == number)
-
-    def arrive(self, number: int, rows: IntArray, completions: Sequence[Completion]) -> None:
-        """Takes a stage's answers to some prompts; each stops, or waits for a later stage."""
-        journeys = [self.journeys[row] for row in rows]
-        before = [journey.completions.get(number - 1) for journey in journeys]
-        for journey, done in zip(journeys, completions, strict=True):
-            journey.completions[number] = done
-        self._features[rows, number - 1] = batch_features(
-            [done.logprobs for done in completions], agreement(before, completions)
-        )
-        self._failed[rows, number - 1] = [done.finish_reason == "error" for done in completions]
-        beliefs = self.predictor.beliefs(self._features[rows, :number], number)
-        beliefs[self._failed[rows]] = 0.0
-        states = np.array([journey.state for journey in journeys])
-        for state in np.unique(states):
-            here = states == state
-            self._go_on(rows[here], self.policy.decide_batch(int(state), beliefs[here]))
-
-    def _go_on(self, rows: IntArray, verdict: Verdict) -> None:
-        """Notes what was decided for prompts that ran the same stages."""
-        going = verdict.going | self._nothing_at_hand(rows, verdict)
-        self._next[rows] = np.where(going, verdict.stage, 0)
-        for place, row in enumerate(rows):
-            journey = self.journeys[row]
-            journey.kept.append(float(verdict.kept[place]))
-            journey.advantages.append(float(verdict.advantage[place]))
-            journey.returned = int(verdict.best[place])
-            journey.stopped = not going[place]
-
-    def _nothing_at_hand(self, rows: IntArray, verdict: Verdict) -> BoolArray:
-        """Whether there is no finished answer yet, but a stage that may give one."""
-        failed = self._failed[rows, verdict.best - 1]
-        possible: BoolArray = failed & (verdict.stage > verdict.best)
-        return possible
+def _number(prompt: str) -> int:
+    """31 bits of a prompt, which decide where its noise lies."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") >> 1
 
 
 class _Told:

@@ -1,46 +1,44 @@
-"""How likely each stage's answer is good enough, given what was seen so far: the thin predictor.
+"""How likely each stage's answer is good enough, given what was seen so far.
 
-After stage k there is one regularised logistic head for every stage j, over the features of the
-answers up to k, so earlier answers are scored anew when later ones arrive. Each belief is drawn
-toward stage j's base rate where few prompts like this one were seen, and calibrated on held-out
-folds. Owns the beliefs; what is done with them is stopping.py's. The rest of the package
-knows `fit`, `beliefs`, `paths`, `save` and `load` only.
+Beliefs for every stage, run or not, after any set of stages: earlier answers are scored anew when
+later ones arrive. Owns the beliefs; what is done with them is stopping.py's.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from stepwell.cascade.calibration import calibrate, fit_curve
-from stepwell.cascade.documents import Array, from_document, to_document
+from stepwell.cascade.features import FeatureSet, Seen
 from stepwell.cascade.logistic import fit_logistic, log_loss, logit, sigmoid
-from stepwell.cascade.paths import FloatArray
-from stepwell.config import write_json
-from stepwell.errors import DataError, ShapeError
+from stepwell.cascade.mlp import Samples, Trunk, fit_trunks
+from stepwell.cascade.paths import FloatArray, IntArray
 
 FOLDS = 5
-RIDGES = (1.0, 10.0, 100.0)  # in prompts; the one with the least held-out loss is taken, for each k
-FARTHEST = 4.0  # standard deviations from the mean at which a feature is cut off
-STRONGEST = 1e6  # prompts that a base rate counts as where the features say nothing
+RIDGES = (1.0, 10.0, 100.0)
+FARTHEST = 4.0
+STRONGEST = 1e6
+MOST_OWN_HEADS = 4
+FEWEST_BENT = 50
+SHARED = 3
+USE_TRUNK = True
+MODE = "ev"
+BLOCK = "feature"
+LEAK = False
 
 
 @dataclass(frozen=True, eq=False)
-class Heads:
-    """The heads after a stage k, one for each stage j; D = 1 + k * F inputs, the first constant."""
+class Head:
+    columns: IntArray  # [C]
+    weights: FloatArray  # [K, C + H]
+    spread: FloatArray
+    strength: FloatArray
+    curves: FloatArray
 
-    weights: Array  # [K, D]
-    spread: Array  # [D, D]: x spread x is 1 / the number of prompts like x
-    strength: Array  # [K], the prompts that the base rate counts as
-    curves: Array  # [K, 1 + 2M], as `calibrate` reads them
-
-    def beliefs(self, design: FloatArray, base: FloatArray) -> FloatArray:
-        """Beliefs [..., K] from inputs [..., D] and base rates [K]."""
+    def beliefs(self, design, base):
         raw = sigmoid(design @ self.weights.T)
         like = 1.0 / ((design @ self.spread) * design).sum(axis=-1, keepdims=True)
         shrunk = (like * raw + self.strength * base) / (like + self.strength)
@@ -49,204 +47,230 @@ class Heads:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """Calibrated heads for every (k, j), over features [K, F] in the caller's own order."""
-
-    centre: Array  # [K, F]
-    scale: Array  # [K, F]
-    base: Array  # [K], how often each stage is good
-    heads: tuple[Heads, ...]  # after stages 1..K
-
-    KIND: ClassVar[str] = "quality predictor"
-    VERSION: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        width = self.centre.shape[-1]
-        expected = [(len(self.base), 1 + k * width) for k in range(1, len(self.base) + 1)]
-        if [head.weights.shape for head in self.heads] != expected:
-            raise DataError(f"a predictor of {len(self.base)} stages has heads of other shapes.")
-
-    @property
-    def num_stages(self) -> int:
-        """K."""
-        return len(self.base)
+    feature_set: FeatureSet
+    num_stages: int
+    centre: FloatArray
+    scale: FloatArray
+    base: FloatArray
+    inner: FloatArray
+    heads: tuple[Head, ...]
+    info: object = None
 
     @classmethod
-    def fit(
-        cls, features: npt.ArrayLike, good: npt.ArrayLike, weights: npt.ArrayLike | None = None
-    ) -> Self:
-        """The predictor learned from N prompts on which all stages were run.
-
-        features are [N, K, F], NaN where unknown; good [N, K] in [0, 1]; weights [N]. The prompts
-        must not be those that a stopping rule is then fitted on. Without any, beliefs are 1/2.
-        """
-        labels = np.asarray(good, dtype=np.float64)
-        values = np.asarray(features, dtype=np.float64)
-        if labels.ndim != 2 or values.ndim != 3 or values.shape[:2] != labels.shape:
-            raise ShapeError(
-                f"features are {list(values.shape)} and good {list(labels.shape)}, "
-                f"expected [N, K, F] and [N, K]."
-            )
+    def fit(cls, data: Seen, good, weights=None, *, hidden=64, seed=0) -> Self:
+        labels = np.asarray(good, float)
+        N, K = labels.shape
         counts = _counts(np.ones(len(labels)) if weights is None else weights, len(labels))
-        centre, scale = _standards(values, counts)
+        inputs, centre, scale = _standardised(data, counts)
         base = (counts @ labels + 0.5) / (counts.sum() + 1.0)
-        inputs = _standardised(values, centre, scale)
-        heads = tuple(
-            _fit_heads(_design(inputs, k), labels, counts, base)
-            for k in range(1, labels.shape[1] + 1)
-        )
-        return cls(centre, scale, base, heads)
+        masks = np.stack([_mask(data.features, state, K) for state in range(1 << K)])
+        rng = np.random.default_rng(seed)
+        folds = rng.permutation(N) % FOLDS
+        ways, heads = _ways(N, K, rng)
+        samples = Samples(inputs, masks, ways, heads, labels, counts)
+        nheads = heads.max() + 1
+        offsets = np.zeros((FOLDS + 1, N, ways.shape[1], K))
+        linear, columns, ridges = [], [], []
+        import time
 
-    def beliefs(self, features_so_far: FloatArray, k: int) -> FloatArray:
-        """Pr(stage j's answer is good | answers up to k), [..., K], from features [..., k, F].
-
-        The row of a stage that was skipped is NaN and counts as average. k = 0: the base rates.
-        """
-        width = self.centre.shape[1]
-        if features_so_far.shape[-2:] != (k, width) or k > self.num_stages:
-            raise ShapeError(
-                f"features so far are {list(features_so_far.shape)}, "
-                f"expected [..., {k}, {width}] of at most {self.num_stages} stages."
+        t = time.time()
+        for h in range(nheads):
+            cs = np.flatnonzero(heads == h)
+            m = masks[ways[:, cs]]  # [N, m, D]
+            used = np.flatnonzero(_used(masks[np.unique(ways[:, cs])], K)) if N else np.array([0])
+            x = (inputs[:, None] * m)[..., used].reshape(-1, len(used))
+            lab = np.repeat(labels, len(cs), 0)
+            w = np.repeat(counts, len(cs)) / len(cs)
+            fo = np.repeat(folds, len(cs))
+            global KINDS, BLOCK
+            ob = BLOCK
+            BLOCK = "kind"
+            KINDS = BLOCKS(data.features, K)[used]
+            BLOCK = ob
+            beta, r = (_linear if MODE == "cv" else _linear_ev)(
+                x, lab, w, fo, base, BLOCKS(data.features, K)[used]
             )
-        if k == 0:
-            return np.broadcast_to(self.base, (*features_so_far.shape[:-2], self.num_stages))
-        inputs = _standardised(features_so_far, self.centre[:k], self.scale[:k])
-        return self.heads[k - 1].beliefs(_design(inputs, k), self.base)
-
-    def paths(self, features: npt.ArrayLike) -> FloatArray:
-        """The beliefs of N prompts after every stage, [N, K + 1, K], from features [N, K, F]."""
-        values = self._whole(features)
-        return np.stack(
-            [self.beliefs(values[:, :k], k) for k in range(self.num_stages + 1)], axis=1
+            offsets[:, :, cs] = (beta @ x.T).reshape(FOLDS + 1, K, N, len(cs)).transpose(0, 2, 3, 1)
+            linear.append(beta)
+            columns.append(used)
+            ridges.append(r)
+        t1 = time.time()
+        trunks = (
+            fit_trunks(samples, offsets, folds, hidden, seed)
+            if USE_TRUNK and N >= FEWEST_BENT
+            else None
         )
+        t2 = time.time()
+        if trunks is None:
+            trunks = [Trunk(np.zeros((inputs.shape[1], 0)), np.zeros((nheads, K, 0)))] * (FOLDS + 1)
+        out = []
+        for h in range(nheads):
+            cs = np.flatnonzero(heads == h)
+            m = masks[ways[:, cs]]
+            x = (inputs[:, None] * m).reshape(-1, inputs.shape[1])
+            lab = np.repeat(labels, len(cs), 0)
+            w = np.repeat(counts, len(cs)) / len(cs)
+            fo = np.repeat(folds, len(cs))
+            raw, like = np.empty(lab.shape), np.empty((len(lab), 1))
+            for f in range(FOLDS + 1):
+                d = np.concatenate([x[:, columns[h]], trunks[f].hidden(x)], 1)
+                wt = np.concatenate([linear[h][f], trunks[f].outer[h]], 1)
+                pen = np.full(d.shape[1], 10.0)
+                pen[: len(columns[h])] = ridges[h]
+                pen[0] = 1.0
+                ww = w * (fo != f)
+                spread = np.linalg.inv((d.T * ww) @ d + np.diag(pen))
+                o = fo == f
+                raw[o] = sigmoid(d[o] @ wt.T)
+                like[o] = 1 / ((d[o] @ spread) * d[o]).sum(1, keepdims=True)
+            strength = _strength(raw, lab, w, base)
+            shrunk = logit((like * raw + strength * base) / (like + strength))
+            curves = np.stack(
+                [fit_curve(shrunk[:, j], lab[:, j], w, float(logit(base[j]))) for j in range(K)]
+            )
+            out.append(Head(columns[h], wt, spread, strength, curves))
+        info = dict(
+            hidden=trunks[-1].inner.shape[1],
+            linear_s=t1 - t,
+            trunk_s=t2 - t1,
+            rest=time.time() - t2,
+            ridges=ridges,
+        )
+        return cls(data.features, K, centre, scale, base, trunks[-1].inner, tuple(out), info)
 
-    def paths_by_state(self, features: npt.ArrayLike) -> FloatArray:
-        """The beliefs of N prompts after every set of stages, [N, 2^K, K]: bit n-1 for stage n.
-
-        As `beliefs` gives them where the stages not in the set were skipped.
-        """
-        values = self._whole(features)
-        after = []
-        for state in range(1 << self.num_stages):
-            k = state.bit_length()
-            run = state >> np.arange(k) & 1 == 1
-            after.append(self.beliefs(np.where(run[:, None], values[:, :k], np.nan), k))
-        return np.stack(after, axis=1)
-
-    def _whole(self, features: npt.ArrayLike) -> FloatArray:
-        values = np.asarray(features, dtype=np.float64)
-        if values.ndim != 3 or values.shape[1:] != self.centre.shape:
-            expected = ", ".join(str(size) for size in self.centre.shape)
-            raise ShapeError(f"features are {list(values.shape)}, expected [N, {expected}].")
-        return values
-
-    def save(self, path: str | Path) -> None:
-        """Write the predictor as JSON, whole or not at all."""
-        write_json(path, to_document(self, self.KIND, self.VERSION))
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """The predictor that `save` wrote. Raises FormatError where it is newer, else DataError."""
-        try:
-            plain = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise DataError(f"{path} cannot be read as JSON: {error}.") from None
-        return from_document(cls, plain, cls.KIND, cls.VERSION)
+    def beliefs(self, seen, state):
+        x = _inputs(seen, self.centre, self.scale) * _mask(self.feature_set, state, self.num_stages)
+        h = state if self.num_stages <= MOST_OWN_HEADS else state.bit_length()
+        head = self.heads[h]
+        d = np.concatenate([x[:, head.columns], np.tanh(x @ self.inner)], 1)
+        return head.beliefs(d, self.base)
 
 
-def _counts(weights: npt.ArrayLike, num_prompts: int) -> FloatArray:
-    """Weights scaled so that they sum to the effective number of prompts."""
+def _used(masks, K):
+    used = masks.any(0)
+    used[1 : 1 + K] &= ~masks[:, 1 : 1 + K].all(0)
+    return used
+
+
+def _mask(features, state, K):
+    run = state >> np.arange(K) & 1 == 1
+    return np.concatenate([[True], run, features.known(state, K)])
+
+
+def _ways(N, K, rng):
+    if K <= MOST_OWN_HEADS:
+        a = np.arange(1 << K)
+        return np.tile(a, (N, 1)), a
+    ways, heads = [], []
+    for k in range(K + 1):
+        top = 1 << k >> 1
+        for c in range(SHARED if k > 2 else max(k, 1)):
+            low = np.full(N, max(top - 1, 0)) if c == 0 else rng.integers(0, max(top, 1), N)
+            ways.append(low | top)
+            heads.append(k)
+    return np.stack(ways, 1), np.array(heads)
+
+
+def _linear(x, labels, counts, folds, base, blocks=None):
+    K = labels.shape[1]
+    N, D = x.shape
+    start = np.zeros((K, D))
+    start[:, 0] = logit(base)
+    w = np.stack([counts * (folds != f) for f in range(FOLDS + 1)])
+    pen = np.repeat(np.array(RIDGES)[:, None], D, 1)
+    pen[:, 0] = 1
+    B = (len(RIDGES), FOLDS + 1, K)
+    beta = fit_logistic(
+        x,
+        np.broadcast_to(labels.T, (*B, N)),
+        np.broadcast_to(w[None, :, None], (*B, N)),
+        np.broadcast_to(pen[:, None, None], (*B, D)),
+        np.broadcast_to(start, (*B, D)),
+    )
+    losses = []
+    for r in range(len(RIDGES)):
+        total = 0.0
+        for f in range(FOLDS):
+            o = folds == f
+            total += sum(log_loss(x[o] @ beta[r, f, j], labels[o, j], counts[o]) for j in range(K))
+        losses.append(total)
+    r = int(np.argmin(losses))
+    return beta[r], RIDGES[r]
+
+
+def _counts(weights, num_prompts):
     given = np.asarray(weights, dtype=np.float64)
-    if given.shape != (num_prompts,):
-        raise ShapeError(f"weights are {list(given.shape)}, expected [{num_prompts}].")
-    if num_prompts and not (np.isfinite(given).all() and given.min() >= 0 and given.any()):
-        raise DataError("weights must be finite and 0 or more, and not all 0.")
     scale = given.sum() / (given**2).sum() if num_prompts else 1.0
-    counts: FloatArray = given * scale
-    return counts
+    return given * scale
 
 
-def _standards(features: FloatArray, counts: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean and standard deviation of each feature where known, both [K, F]; 0 and 1 if never."""
-    known = np.isfinite(features)
-    share = known * counts[:, None, None]
+def _standardised(data, counts):
+    flat = data.flat()
+    known = np.isfinite(flat)
+    share = known * counts[:, None]
     total = np.maximum(share.sum(axis=0), 1e-300)
-    values = np.where(known, features, 0.0)
+    values = np.where(known, flat, 0.0)
     centre = (share * values).sum(axis=0) / total
     spread = np.sqrt((share * (values - centre) ** 2).sum(axis=0) / total)
-    return centre, np.where(spread > 1e-12, spread, 1.0)
+    scale = np.where(spread > 1e-12, spread, 1.0)
+    return _inputs(data, centre, scale), centre, scale
 
 
-def _standardised(features: FloatArray, centre: FloatArray, scale: FloatArray) -> FloatArray:
-    """Features in standard deviations from their means, cut off; the unknown count as average."""
-    inputs = np.clip((features - centre) / scale, -FARTHEST, FARTHEST)
-    return np.where(np.isnan(inputs), 0.0, inputs)
+def _inputs(data, centre, scale):
+    z = np.clip((data.flat() - centre) / scale, -FARTHEST, FARTHEST)
+    return np.concatenate([np.ones((len(z), 1 + data.num_stages)), np.where(np.isnan(z), 0, z)], 1)
 
 
-def _design(inputs: FloatArray, k: int) -> FloatArray:
-    """A constant and the inputs of stages 1..k, [..., 1 + k * F]."""
-    seen = inputs[..., :k, :]
-    flat = seen.reshape(*seen.shape[:-2], k * seen.shape[-1])
-    return np.concatenate([np.ones((*flat.shape[:-1], 1)), flat], axis=-1)
-
-
-def _fit_heads(design: FloatArray, good: FloatArray, counts: FloatArray, base: FloatArray) -> Heads:
-    """The heads after one stage: ridge, strength, curves from held-out folds, weights from all."""
-    trials = [_held_out(design, good, counts, base, ridge) for ridge in RIDGES]
-    columns = range(len(base))
-    losses = [
-        sum(log_loss(logit(raw[:, j]), good[:, j], counts) for j in columns) for raw, _ in trials
-    ]
-    chosen = int(np.argmin(losses))
-    raw, like = trials[chosen]
-    strength = _strength(raw, good, counts, base)
-    shrunk = logit((like * raw + strength * base) / (like + strength))
-    curves = [fit_curve(shrunk[:, j], good[:, j], counts, float(logit(base[j]))) for j in columns]
-    weights, spread = _fit_weights(design, good, counts, base, RIDGES[chosen])
-    return Heads(weights, spread, strength, np.stack(curves))
-
-
-def _held_out(
-    design: FloatArray, good: FloatArray, counts: FloatArray, base: FloatArray, ridge: float
-) -> tuple[FloatArray, FloatArray]:
-    """Each prompt's uncalibrated beliefs [N, K] and its like [N, 1], from folds that lack it."""
-    raw, like = np.empty(good.shape), np.empty((len(good), 1))
-    folds = np.arange(len(good)) % FOLDS
-    for fold in range(min(FOLDS, len(good))):
-        inside, outside = folds != fold, folds == fold
-        weights, spread = _fit_weights(design[inside], good[inside], counts[inside], base, ridge)
-        rows = design[outside]
-        raw[outside] = sigmoid(rows @ weights.T)
-        like[outside] = 1.0 / ((rows @ spread) * rows).sum(axis=1, keepdims=True)
-    return raw, like
-
-
-def _fit_weights(
-    design: FloatArray, good: FloatArray, counts: FloatArray, base: FloatArray, ridge: float
-) -> tuple[FloatArray, FloatArray]:
-    """Weights [K, D] and spread [D, D] of the heads after one stage."""
-    penalty = np.full(design.shape[1], ridge)
-    penalty[0] = 1.0  # the constant is held to the base rate by one prompt, not by the ridge
-    weights = []
-    for labels, rate in zip(good.T, base, strict=True):
-        start = np.zeros(design.shape[1])
-        start[0] = logit(rate)
-        weights.append(fit_logistic(design, labels, counts, penalty, start))
-    spread = np.linalg.inv((design.T * counts) @ design + np.diag(penalty)).astype(np.float64)
-    return np.stack(weights), spread
-
-
-def _strength(
-    raw: FloatArray, good: FloatArray, counts: FloatArray, base: FloatArray
-) -> FloatArray:
-    """How many prompts each base rate counts as, by moments of the Beta that beliefs scatter in.
-
-    A Beta with mean b and strength s has variance b (1 - b) / (s + 1). The covariance of held-out
-    beliefs with labels estimates it; overfitting does not raise it, as it does their variance.
-    """
+def _strength(raw, good, counts, base):
     if len(good) < 2:
         return np.full(len(base), STRONGEST)
     share = counts / counts.sum()
     shared = share @ ((raw - share @ raw) * (good - share @ good))
     needed = base * (1.0 - base) / np.maximum(shared, 1e-12) - 1.0
-    strength: FloatArray = np.clip(needed, 0.0, STRONGEST)
-    return strength
+    return np.clip(needed, 0.0, STRONGEST)
+
+
+def BLOCKS(fs, K):
+    P_, F, G = len(fs.prompt_names), len(fs.answer_names), len(fs.pair_names)
+    later, earlier = np.tril_indices(K, -1)
+    if BLOCK == "kind":
+        flat = [2] * P_ + [3] * (K * F) + [4] * (len(later) * G)
+    elif BLOCK == "stage":
+        flat = (
+            [2] * P_
+            + [3 + k for k in range(K) for _ in range(F)]
+            + [3 + K + l for l in later for _ in range(G)]
+        )
+    elif BLOCK == "feature":
+        n = P_ + K * F + len(later) * G
+        flat = list(range(2, 2 + n))
+    return np.array([0] + [1] * K + flat)
+
+
+def _linear_ev(x, labels, counts, folds, base, blocks):
+    import sys
+
+    sys.path.insert(0, "/tmp/predictor")
+    from ev import evidence
+
+    K = labels.shape[1]
+    N, D = x.shape
+    start = np.zeros((K, D))
+    start[:, 0] = logit(base)
+    w = np.stack([counts * (folds != f) for f in range(FOLDS + 1)])
+    if LEAK:
+        ridge, beta = evidence(x, labels, w[-1:], start, blocks)
+        ridge = np.repeat(ridge, FOLDS + 1, 0)
+    else:
+        ridge, beta = evidence(x, labels, w, start, blocks)
+    B = (FOLDS + 1, K)
+    beta = fit_logistic(
+        x,
+        np.broadcast_to(labels.T, (*B, N)),
+        np.broadcast_to(w[:, None], (*B, N)),
+        np.broadcast_to(ridge[:, None], (*B, D)),
+        np.broadcast_to(start, (*B, D)),
+        guess=np.broadcast_to(beta, (*B, D)),
+    )
+    ridge = ridge[-1]
+    return beta, ridge

@@ -17,15 +17,24 @@ from stepwell.cascade.paths import BoolArray, IntArray, Outcome, Paths, incremen
 Rule = Callable[[Outlook], tuple[BoolArray, IntArray]]
 
 
-def replay(paths: Paths, costs: npt.ArrayLike, price: float, rule: Rule) -> Outcome:
+def replay(
+    paths: Paths,
+    costs: npt.ArrayLike,
+    price: float,
+    rule: Rule,
+    quoted: npt.ArrayLike | None = None,
+) -> Outcome:
     """What `rule` does with each prompt, the answer returned being the one believed in most.
+
+    costs are paid; quoted, the same if not given, is what the rule is told of them.
 
     The rule is asked in every state but those after the last stage, where everything stops, and
     must send every prompt on from state 0, where nothing was run.
     """
     num_stages = paths.num_stages
     paid = incremental_costs(costs, len(paths), num_stages)
-    shortest = detours(paid)
+    told = paid if quoted is None else incremental_costs(quoted, len(paths), num_stages)
+    shortest = detours(told)
     states = np.zeros(len(paths), dtype=np.int64)
     stopped = np.zeros(len(paths), dtype=np.bool_)
     returned = np.zeros(len(paths), dtype=np.int64)
@@ -35,7 +44,7 @@ def replay(paths: Paths, costs: npt.ArrayLike, price: float, rule: Rule) -> Outc
         last = state.bit_length()
         beliefs = paths.after(state)[rows]
         if last < num_stages and len(rows):
-            outlook = look_ahead(state, beliefs, paid[rows], shortest[rows], price)
+            outlook = look_ahead(state, beliefs, told[rows], shortest[rows], price)
             going, action = rule(outlook)
             onward, action = rows[going], action[going]
             cost[onward] += paid[onward, last, last + action]

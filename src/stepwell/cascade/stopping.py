@@ -129,11 +129,16 @@ class Policy:
         return Decision(False, stage + 1 + action, advantage, deviation)
 
     def decide_batch(
-        self, state: int, beliefs: FloatArray, costs: npt.ArrayLike | None = None
+        self,
+        state: int,
+        beliefs: FloatArray,
+        costs: npt.ArrayLike | None = None,
+        available: BoolArray | None = None,
     ) -> Verdict:
         """`decide` for N prompts with beliefs [N, K] that ran the same stages: bit n-1 for stage n.
 
-        costs are as in `incremental_costs`, the policy's own if not given.
+        costs are as in `incremental_costs`, the policy's own if not given. available [N, K] are the
+        stages that can be run; where none is left, a prompt stops even before any was.
         """
         if not 0 <= state < 1 << self.num_stages or beliefs.shape[1:] != (self.num_stages,):
             raise ShapeError(
@@ -142,8 +147,14 @@ class Policy:
             )
         own = self.costs if costs is None else costs
         paid = incremental_costs(own, len(beliefs), self.num_stages)
-        outlook = look_ahead(state, beliefs, paid, detours(paid), self.price)
         seen, last = np.array(self._stages_of[state], dtype=np.int64), state.bit_length()
+        outlook = look_ahead(state, beliefs, paid, detours(paid), self.price)
+        if available is not None:
+            possible = available.copy()
+            possible[:, seen - 1] = True
+            hoped = np.where(possible, beliefs, 0.0)
+            outlook = look_ahead(state, hoped, paid, detours(paid), self.price)
+            outlook.plans[~available[:, last:]] = np.inf
         best = np.zeros(len(beliefs), dtype=np.int64)
         if state:
             best = seen[beliefs[:, seen - 1].argmax(axis=1)]
@@ -153,13 +164,23 @@ class Policy:
         going, action, advantage = self._choose(outlook)
         return Verdict(going, last + 1 + action, best, outlook.kept, advantage)
 
-    def run(self, paths: Paths, costs: npt.ArrayLike | None = None) -> Outcome:
-        """What `decide` would do with each recorded path, step by step."""
+    def run(
+        self,
+        paths: Paths,
+        costs: npt.ArrayLike | None = None,
+        quoted: npt.ArrayLike | None = None,
+    ) -> Outcome:
+        """What `decide` would do with each recorded path, step by step.
+
+        costs are what is paid, the policy's own if not given; quoted, what is known of them when
+        deciding, the same if not given.
+        """
 
         def rule(outlook: Outlook) -> tuple[BoolArray, IntArray]:
             return self._choose(outlook)[:2]
 
-        return replay(paths, self.costs if costs is None else costs, self.price, rule)
+        paid = self.costs if costs is None else costs
+        return replay(paths, paid, self.price, rule, quoted=quoted)
 
     def _choose(self, outlook: Outlook) -> tuple[BoolArray, IntArray, FloatArray]:
         if self.tables:
@@ -225,6 +246,14 @@ def open_loop(costs: npt.ArrayLike, price: float) -> Policy:
     return Policy(float(price), 0.0, tuple(map(tuple, mean.tolist())))
 
 
+def always(stage: int, num_stages: int) -> Policy:
+    """The policy that runs one stage and nothing else, as long as it can be run."""
+    if not 1 <= stage <= num_stages:
+        raise CascadeError(f"stage is {stage}, expected 1 to {num_stages}.")
+    row = tuple(float(number != stage) for number in range(1, num_stages + 1))
+    return Policy(0.0, 0.0, (row,) * num_stages)
+
+
 def fit(
     paths: Paths,
     costs: npt.ArrayLike,
@@ -232,6 +261,7 @@ def fit(
     kappa: float = 0.0,
     *,
     price: float | None = None,
+    quoted: npt.ArrayLike | None = None,
     bins: int = 8,
     shrink: bool = True,
     cross_fit: bool = True,
@@ -239,8 +269,10 @@ def fit(
     """The policy that minimises cost + price * failures on the calibration paths.
 
     costs as in `incremental_costs`. The price is lam times the ladder's own rate of exchange, or
-    `price` in the unit of the costs. kappa > 0 goes on only where the gain is that many standard
-    deviations sure; kappa < 0 is cautious about quality.
+    `price` in the unit of the costs. quoted are the costs that are known when deciding, where what
+    is paid depends on what a later stage will say; the costs themselves if not given. kappa > 0
+    goes on only where the gain is that many standard deviations sure; kappa < 0 is cautious about
+    quality.
     """
     if paths.num_stages > MAX_STAGES:
         raise CascadeError(f"{paths.num_stages} stages, at most {MAX_STAGES} can be solved.")
@@ -259,7 +291,8 @@ def fit(
     if len(paths) < (2 if shrink else 1):
         return plain
     options = SolverOptions(bins, shrink, FOLDS if cross_fit else 1)
-    return replace(plain, tables=solve(paths, paid, price, kappa, options))
+    known = paid if quoted is None else incremental_costs(quoted, len(paths), paths.num_stages)
+    return replace(plain, tables=solve(paths, paid, known, price, kappa, options))
 
 
 def _state(stage: int, seen: Iterable[int]) -> int:

@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from stepwell.cascade import stopping
 from stepwell.cascade.documents import from_document, to_document
 from stepwell.cascade.paths import FloatArray, Outcome, Paths
-from stepwell.cascade.stopping import Decision, Policy, fit
+from stepwell.cascade.stopping import Decision, Policy
 from stepwell.errors import CascadeError, ShapeError
 
 HALVINGS = 30  # of the logarithm of lambda between a policy below the budget and one above
@@ -75,15 +76,26 @@ class Mixture:
         return from_document(cls, plain, cls.KIND, cls.VERSION)
 
 
-def fit_budget(paths: Paths, costs: npt.ArrayLike, budget: float, kappa: float = 0.0) -> Mixture:
+def fit_budget(
+    paths: Paths,
+    costs: npt.ArrayLike,
+    budget: float,
+    kappa: float = 0.0,
+    *,
+    quoted: npt.ArrayLike | None = None,
+) -> Mixture:
     """The mixture whose mean cost on the calibration paths is `budget`, or the dearest policy.
 
     Lambda moves the mean cost in jumps; the mixture randomises between the two beside the budget.
-    Raises CascadeError where even lambda = 0 costs more.
+    quoted are the costs known when deciding, as in `fit`. Raises CascadeError where even lambda = 0
+    costs more.
     """
 
+    def fit(paths: Paths, costs: npt.ArrayLike, lam: float, kappa: float) -> Policy:
+        return stopping.fit(paths, costs, lam, kappa, quoted=quoted)
+
     def cost_of(policy: Policy) -> float:
-        return paths.mean(policy.run(paths, costs).cost)
+        return paths.mean(policy.run(paths, costs, quoted).cost)
 
     cheaper, low = fit(paths, costs, 0.0, kappa), 0.0
     if cost_of(cheaper) > budget:
@@ -110,17 +122,22 @@ def fit_budget(paths: Paths, costs: npt.ArrayLike, budget: float, kappa: float =
 
 
 def fit_quality(
-    paths: Paths, costs: npt.ArrayLike, within: float = 0.01, kappa: float = 0.0
+    paths: Paths,
+    costs: npt.ArrayLike,
+    within: float = 0.01,
+    kappa: float = 0.0,
+    *,
+    quoted: npt.ArrayLike | None = None,
 ) -> Policy:
     """The cheapest policy that keeps the largest stage's quality within `within` on these paths.
 
-    Lambda is taken from `LAMBDAS`. Raises CascadeError where none of them keeps it.
+    Lambda is taken from `LAMBDAS`; quoted as in `fit`. Raises CascadeError where none keeps it.
     """
     floor = paths.mean(paths.good[:, -1]) - within
     kept: list[tuple[float, float, Policy]] = []
     for lam in LAMBDAS:
-        policy = fit(paths, costs, lam, kappa)
-        outcome = policy.run(paths, costs)
+        policy = stopping.fit(paths, costs, lam, kappa, quoted=quoted)
+        outcome = policy.run(paths, costs, quoted)
         if paths.mean(outcome.good) >= floor:
             kept.append((paths.mean(outcome.cost), lam, policy))
     if not kept:

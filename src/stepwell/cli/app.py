@@ -34,7 +34,8 @@ ABOUT: Final = """Train, look inside, generate from and cascade decoder-only tra
 START = Group("Start here", sort_key=1)
 TRAIN = Group("Train", sort_key=2)
 USE = Group("Use a model", sort_key=3)
-SHELL = Group("Settings", sort_key=4)
+FIT = Group("Fit a ladder", sort_key=4)
+SHELL = Group("Settings", sort_key=5)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,14 @@ COMMANDS: Final = (
     Command("profile", "profile:profile", "Where the time of one answer goes.", USE),
     Command("bench", "bench:bench", "Speed and memory, beside other programs.", USE),
 )
-CASCADE: Final = (Command("run", "cascade:run", "Answer a prompt by a ladder of models.", USE),)
+CASCADE: Final = (
+    Command("run", "cascade:run", "Answer a prompt by a ladder of models.", USE),
+    Command("profile", "cascade_profile:profile", "Where the time of an answer went.", USE),
+    Command("collect", "cascade_prepare:collect", "All stages' answers to all questions.", FIT),
+    Command("calibrate", "cascade_prepare:calibrate", "What answers cost on this machine.", FIT),
+    Command("fit", "cascade_prepare:fit", "Learn when to stop, and certify it.", FIT),
+    Command("eval", "cascade_eval:evaluate", "Against simpler rules, over seeds.", FIT),
+)
 EXPERIMENT: Final = (
     Command(
         "temperature", "experiment:temperature_command", "Accuracy and confidence by it.", USE, True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -22,7 +21,8 @@ from stepwell.errors import UsageError
 from stepwell.generate.request import SamplingParams
 
 if TYPE_CHECKING:
-    from stepwell.cascade.pipeline import Answer, Cascade
+    from stepwell.cascade.answer import Answer, Visit
+    from stepwell.cascade.pipeline import Cascade
 
 SAMPLING: Final = Group("Sampling", "What is not given is as the ladder file says.", sort_key=20)
 FLAGS: Final = model_flags(SamplingParams, SAMPLING, without=("n", "logprobs"), show_defaults=False)
@@ -34,6 +34,8 @@ def _run(
     /,
     *,
     lam: Annotated[float | None, Parameter(name="--lambda")] = None,
+    deadline_s: Annotated[float | None, Parameter(metavar="S")] = None,
+    trace: Annotated[bool, Parameter(negative=())] = False,
     input_file: Annotated[Path | None, Parameter(name="--input")] = None,
     output_file: Annotated[Path | None, Parameter(name="--output")] = None,
     compute: ComputeFlags = ComputeFlags(),  # noqa: B008  # it is frozen
@@ -54,6 +56,10 @@ def _run(
     lam
         The price of a failure; the ladder's own where it is not given. 1 balances always the
         smallest stage and always the largest, less is faster, more is better.
+    deadline_s
+        Seconds after which every prompt has its answer, from the stages that gave one.
+    trace
+        Show each stage that was asked: what it said, what that cost, what was believed then.
     input_file
         A file with a line {"prompt": "..."} for each prompt; an "id" is handed on.
     output_file
@@ -66,19 +72,22 @@ def _run(
             raise UsageError("There is no prompt.", fix="give one, or a file with --input.")
         if input_file and output_file and output_file.exists() and output_file.samefile(input_file):
             raise UsageError(f"{output_file} is the input.", fix="give another file to --output.")
-        cascade = _load(ladder, compute)
-        answers = _answer(opened, cascade, asked, lam, given_values(FLAGS, given))
-        _show(opened, asked, answers, output_file)
-    failed = sum(answer.completion.finish_reason == "error" for answer in answers)
-    if failed:
-        opened.warn(f"{failed} of {len(answers)} answers ended because a logit was not finite.")
+        with load_cascade(ladder, compute) as cascade:
+            options = {"lam": lam, "deadline_s": deadline_s, **given_values(FLAGS, given)}
+            answers = _answer(opened, cascade, asked, options)
+        _show(opened, asked, answers, output_file, trace=trace)
+        failed = [answer for answer in answers if answer.stopped == "failed"]
+        if failed:
+            problem = failed[0].completion.error
+            opened.warn(f"{len(failed)} of {len(answers)} prompts got no answer: {problem}")
     return 1 if failed else 0
 
 
 run: Callable[..., int] = with_flags(_run, FLAGS)
 
 
-def _load(ladder: Path, compute: ComputeFlags) -> Cascade:
+def load_cascade(ladder: Path, compute: ComputeFlags) -> Cascade:
+    """The cascade of a ladder file, run as the flags say."""
     from stepwell.cascade.pipeline import Cascade
 
     if compute.threads:
@@ -96,24 +105,28 @@ def _answer(
     output: Output,
     cascade: Cascade,
     prompts: Sequence[Prompt],
-    lam: float | None,
-    sampling: dict[str, Any],
+    options: dict[str, Any],
 ) -> list[Answer]:
     """The answers to all prompts; how far they are is shown where they take a while."""
     texts = [prompt.text for prompt in prompts]
     if len(texts) <= cascade.config.serving.max_rows:
-        return cascade.generate_batch(texts, lam=lam, **sampling)
+        return cascade.generate_batch(texts, **options)
     with GenerationProgress(output, "answering", len(texts)) as progress:
-        return cascade.generate_batch(texts, lam=lam, progress=progress, **sampling)
+        return cascade.generate_batch(texts, progress=progress, **options)
 
 
 def _show(
-    output: Output, prompts: Sequence[Prompt], answers: Sequence[Answer], target: Path | None
+    output: Output,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Answer],
+    target: Path | None,
+    *,
+    trace: bool,
 ) -> None:
     """Prints the answers, or writes them to a file."""
     plain = [_plain(*pair) for pair in zip(prompts, answers, strict=True)]
     if target is None:
-        output.result(plain, _view(prompts, answers))
+        output.result(plain, _view(prompts, answers, trace=trace))
         return
     write_atomically(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in plain))
     output.result(
@@ -124,13 +137,10 @@ def _show(
 def _plain(prompt: Prompt, answer: Answer) -> dict[str, Any]:
     """An answer as JSON holds it, without the tokens."""
     known = {} if prompt.id is None else {"id": prompt.id}
-    fields = {key: value for key, value in asdict(answer).items() if key != "completion"}
-    reason = answer.completion.finish_reason
-    whole = {**known, "prompt": prompt.text, **fields, "finish_reason": reason}
-    return dict(finite(whole))
+    return dict(finite({**known, "prompt": prompt.text, **answer.plain()}))
 
 
-def _view(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Text:
+def _view(prompts: Sequence[Prompt], answers: Sequence[Answer], *, trace: bool) -> Text:
     """Each prompt with its answer, and how deep it went."""
     shown = Text()
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -138,5 +148,19 @@ def _view(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Text:
         shown.append(prompt.text, style="dim")
         shown.append(answer.text, style="bold")
         shown.append(f"   {path}   believed {answer.p_good:.0%}   cost {answer.cost:.3f}\n", "dim")
+        for visit in answer.trace if trace else ():
+            shown.append(f"    {_told(visit)}\n", "red" if visit.fault else "dim")
     shown.rstrip()
     return shown
+
+
+def _told(visit: Visit) -> str:
+    """One stage's part in an answer, in a line."""
+    if visit.fault is not None:
+        return f"{visit.stage}: no answer ({visit.fault}): {visit.problem}"
+    how = f"{visit.accepted_tokens} of {visit.new_tokens} tokens drafted"
+    return (
+        f"{visit.stage}: {visit.answer!r}   {how if visit.mode == 'verified' else 'anew'}"
+        f"   cost {visit.cost:.3f}   {1e3 * visit.seconds:.1f} ms   best {visit.p_good:.0%}"
+        f"   going on saves {visit.advantage:+.3f}"
+    )

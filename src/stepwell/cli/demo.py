@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stepwell.cascade.fitted import Fitted
     from stepwell.cascade.ladder import LadderConfig
     from stepwell.cascade.pipeline import Cascade
-    from stepwell.cascade.stage import LocalStage
+    from stepwell.cascade.stage import Stage
     from stepwell.evals.facts_ladder import FactsData
     from stepwell.evals.facts_report import DemoResult
     from stepwell.report import HeatmapGrid
@@ -64,7 +64,7 @@ class Demo:
     def run(self, *, fresh: bool) -> None:
         """All of it."""
         from stepwell.cascade.pipeline import Cascade
-        from stepwell.cascade.stage import load_stages
+        from stepwell.cascade.stages.load import load_stages
 
         config = self.ladder(fresh=fresh)
         task = self.task(config)
@@ -127,7 +127,7 @@ class Demo:
         """What Ctrl-C does while a stage trains."""
         self.output.warn("saving after this step; the same command goes on from there.")
 
-    def ask(self, task: Facts, stages: list[LocalStage], config: LadderConfig) -> FactsData:
+    def ask(self, task: Facts, stages: list[Stage], config: LadderConfig) -> FactsData:
         """Every stage's answer to every fact, and the table of where each size fails."""
         from stepwell.evals.cascade_figures import difficulty_table
         from stepwell.evals.facts_ladder import ask_all
@@ -138,7 +138,7 @@ class Demo:
         self.output.note(terminal_table(difficulty_table(names, *data.by_difficulty())))
         return data
 
-    def fit(self, config: LadderConfig, stages: list[LocalStage], data: FactsData) -> Fitted:
+    def fit(self, config: LadderConfig, stages: list[Stage], data: FactsData) -> Fitted:
         """The predictor and the stopping rule, from facts of their own; reused where they fit."""
         from stepwell.cascade.fitted import Fitted
         from stepwell.cascade.ladder import fitted_directory
@@ -158,7 +158,7 @@ class Demo:
         self.output.note(f"lambda, the price of a failure: {fitted.lambda_for(config):.3g}")
         return fitted
 
-    def fitted_before(self, stages: list[LocalStage]) -> Fitted | None:
+    def fitted_before(self, stages: list[Stage]) -> Fitted | None:
         """What an earlier run fitted for these very stages, where it is there and whole."""
         from stepwell.cascade.fitted import Fitted
         from stepwell.cascade.ladder import fitted_directory
@@ -177,14 +177,21 @@ class Demo:
         self.output.note(f"stopping rule: reusing {directory}")
         return fitted
 
-    def measure(self, config: LadderConfig, stages: list[LocalStage], data: FactsData) -> Costs:
+    def measure(self, config: LadderConfig, stages: list[Stage], data: FactsData) -> Costs:
         """What an answer of each stage costs on this machine."""
         from stepwell.cascade.costs import measure_costs
+        from stepwell.cascade.features import select
 
         rows = config.serving.max_rows
         self.output.note(f"Measuring what an answer costs, {rows} at once and alone ...")
         prompts = [example.prompt for example in data.examples_of("calibration")]
-        return measure_costs(stages, prompts, batches=(rows, 1), sampling=config.sampling)
+        return measure_costs(
+            stages,
+            prompts,
+            batches=(rows, 1),
+            observe=select(config.predictor.features).observe,
+            sampling=config.sampling,
+        )
 
     def compare(self, cascade: Cascade, runs: dict[str, Run], data: FactsData) -> DemoResult:
         """The live run on the test facts, beside every baseline."""

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
 
     from stepwell.evals.frontier import Interval
-    from stepwell.evals.questions import Questions
     from stepwell.evals.temperature import TemperatureStudy
     from stepwell.generate.text import TextGenerator
+    from stepwell.tasks.questions import Questions
 
 ASKED: Final = Group("What is asked", sort_key=5)
 VARIED: Final = Group("How it is answered", sort_key=6)
@@ -151,7 +151,7 @@ def asked_questions(
     asked: AskedFlags, flags: Sequence[Flag], given: Mapping[str, Any], model: str
 ) -> Questions:
     """The questions that the flags ask for. Raises UsageError where they contradict each other."""
-    from stepwell.evals.questions import Questions
+    from stepwell.tasks.questions import Questions
 
     span = asked.input_start, asked.input_end
     if asked.source is not None:

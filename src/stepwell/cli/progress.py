@@ -181,5 +181,41 @@ class GenerationProgress:
         self._display.show(self._finished, facts)
 
 
+class CountProgress:
+    """The progress of work that is done piece by piece, for as long as a `with` block lasts.
+
+    What was there before the first piece does not count for the time that is left.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        description: str,
+        total: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._output, self._description, self._total = output, description, total
+        self._display: Display = Nothing()
+        self._clock = clock
+        self._first: tuple[float, int] | None = None
+
+    def __enter__(self) -> Self:
+        self._display = make_display(self._output, self._description, self._total)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._display.close()
+
+    def update(self, done: int) -> None:
+        """So many pieces are done."""
+        now = self._clock()
+        begun, known = self._first or (now, done)
+        self._first = begun, known
+        left = ""
+        if done > known:
+            left = f"{duration((now - begun) / (done - known) * (self._total - done))} left"
+        self._display.show(done, left)
+
+
 def _count(done: int, total: int) -> str:
     return f"{done:,}/{total:,}"

@@ -15,14 +15,22 @@ from functools import cached_property
 import numpy as np
 
 from stepwell.cascade.collect import Collected
+from stepwell.cascade.costs import UnitCosts
 from stepwell.cascade.exchange import Exchange
-from stepwell.cascade.features import FEATURES, LOWEST_LOGPROB
+from stepwell.cascade.features import LOWEST_LOGPROB
 from stepwell.cascade.fitted import QUALITY_MARGIN
 from stepwell.cascade.paths import FloatArray, Outcome, Paths
 from stepwell.cascade.pipeline import Cascade
 from stepwell.cascade.stopping import open_loop
 from stepwell.cascade.tuning import LAMBDAS
-from stepwell.evals.baselines import always, every_stage, myopic, oracle, tune_thresholds
+from stepwell.evals.baselines import (
+    always,
+    every_stage,
+    myopic,
+    oracle,
+    prompt_router,
+    tune_thresholds,
+)
 from stepwell.evals.frontier import (
     Curve,
     Difference,
@@ -31,15 +39,17 @@ from stepwell.evals.frontier import (
     paired_difference,
     standings,
 )
-from stepwell.evals.reliability import Reliability, reliability
+from stepwell.evals.reliability import Reliability, reliability, reliability_of_gain
 
 LADDER = "ladder"
 MIXING = "random mixing"
 THRESHOLD = "confidence threshold"
+ROUTER = "prompt router"
 MYOPIC = "myopic rule"
 OPEN_LOOP = "open-loop rule"
 EVERY = "all stages in turn"
 ORACLE = "oracle that pays the path"
+STAGE_ORACLE = "oracle that pays one stage"
 SHOWN_LAMBDAS = (0.1, 1.0, 10.0)
 
 
@@ -72,20 +82,24 @@ class Row:
 class Comparison:
     """The cascade and everything it was held against.
 
-    batch: the batch size of the headline cost. rows: each rule at its setting, the oracle (the
-    floor) last. lambdas: the cascade at prices that a request may name. curves: cost against
-    quality of each rule with a setting. standings: where they lie between random mixing and the
-    oracle. differences: cascade minus the rule named, paired over prompts. reliability: of what is
-    believed of each stage's answer when it has come. exchange: what lambda is relative to.
+    batch: the batch size of the headline cost. rows: each rule at its setting, the oracles last:
+    the one that pays the path is the floor. replays: the same by prompt. lambdas: the cascade at
+    prices that a request may name. curves: cost against quality of each rule with a setting, the
+    floor last. standings: where they lie between random mixing and the oracle. differences: cascade
+    minus the rule named, paired over prompts. reliability: of what is believed of each stage's
+    answer when it has come; gains: of what going on to the largest stage is believed to add.
+    exchange: what lambda is relative to.
     """
 
     batch: int
+    replays: tuple[Replay, ...]
     rows: tuple[Row, ...]
     lambdas: tuple[Row, ...]
     curves: tuple[Curve, ...]
     standings: tuple[Standing, ...]
     differences: tuple[tuple[str, Difference], ...]
     reliability: tuple[Reliability, ...]
+    gains: tuple[Reliability, ...]
     exchange: Exchange
     weights: FloatArray
 
@@ -103,11 +117,13 @@ def compare(cascade: Cascade, calibration: Collected, test: Collected) -> Compar
     bench = Bench(cascade, calibration, test)
     rules = [*bench.fixed(), *bench.simpler(), bench.ladder()]
     floor = bench.oracle()
+    replays = (*rules, bench.stage_oracle(), floor)
     fixed, *curves = bench.curves()
     limit = Curve.of(ORACLE, [floor])
     return Comparison(
         batch=bench.batch,
-        rows=tuple(bench.row(rule) for rule in (*rules, floor)),
+        rows=tuple(bench.row(rule) for rule in replays),
+        replays=replays,
         lambdas=tuple(bench.row(bench.ladder(lam)) for lam in SHOWN_LAMBDAS),
         curves=(fixed, *curves, limit),
         standings=standings(curves, fixed, limit, test.weights),
@@ -115,6 +131,7 @@ def compare(cascade: Cascade, calibration: Collected, test: Collected) -> Compar
             (rule.name, paired_difference(rules[-1], rule, test.weights)) for rule in rules[:-1]
         ),
         reliability=bench.reliability(),
+        gains=bench.gains(),
         exchange=bench.exchange,
         weights=test.weights,
     )
@@ -127,43 +144,72 @@ class Bench:
         self.cascade, self.batch = cascade, cascade.config.serving.max_rows
         predictor = cascade.fitted.predictor
         self.calibration, self.test = calibration.paths(predictor), test.paths(predictor)
+        self._test_prompts = test.prompts
         self._calibration_confidence = _confidence(calibration)
         self._test_confidence = _confidence(test)
-        self.units = _relative(cascade.fitted.costs.seconds(self.batch))
-        self._numbers = range(1, len(self.units) + 1)
+        measured = cascade.config.changed(costs="measured")
+        units = UnitCosts.of(cascade.fitted.costs, measured)
+        self._known, self._tried = units.steps(calibration.accepted), units.steps(test.accepted)
+        self._quoted = cascade.fitted.mean_steps(measured)
+        self._numbers = range(1, len(units.anew) + 1)
 
     def fixed(self) -> list[Replay]:
         """Always one stage, for each stage."""
         return [
-            self._replay(f"always {stage.name}", always(self.test, self.units, number))
+            self._replay(f"always {stage.name}", always(self.test, self._tried, number))
             for number, stage in enumerate(self.cascade.stages, start=1)
         ]
 
     def simpler(self) -> list[Replay]:
         """All stages in turn, and rules that know less than the cascade, each tuned as it was."""
         return [
-            self._replay(EVERY, every_stage(self.test, self.units)),
+            self._replay(EVERY, every_stage(self.test, self._tried)),
             self._tuned(MIXING, [], []),
             self._tuned(THRESHOLD, *self._thresholds),
-            self._priced(MYOPIC, lambda paths, price: myopic(paths, self.units, price)),
+            self._priced(ROUTER, prompt_router),
+            self._priced(MYOPIC, myopic),
             self._priced(
-                OPEN_LOOP, lambda paths, price: open_loop(self.units, price).run(paths, self.units)
+                OPEN_LOOP,
+                lambda paths, costs, price: open_loop(self._quoted, price).run(
+                    paths, costs, self._quoted
+                ),
             ),
         ]
 
     def ladder(self, lam: float | None = None) -> Replay:
         """The cascade's own rule, at its own price or another."""
         name = LADDER if lam is None else f"lambda {lam:g}"
-        return self._replay(name, self.cascade.policy(lam).run(self.test))
+        return self._replay(name, self.served(lam))
+
+    def served(self, lam: float | None = None) -> Outcome:
+        """What the cascade would do with the test prompts; of two policies it draws one by lot.
+
+        It decides by the costs that its ladder file names, and pays in seconds.
+        """
+        policies = self.cascade.policies(self._test_prompts, lam)
+        distinct = list({id(policy): policy for policy in policies}.values())
+        runs = [policy.run(self.test, self._tried, policy.costs) for policy in distinct]
+        chosen = np.array([policy is distinct[0] for policy in policies])
+        first, second = runs[0], runs[-1]
+        return Outcome(
+            np.where(chosen, first.stage_returned, second.stage_returned),
+            np.where(chosen[:, None], first.stages_run, second.stages_run),
+            np.where(chosen, first.cost, second.cost),
+            np.where(chosen, first.good, second.good),
+        )
 
     def oracle(self) -> Replay:
         """The stages in order up to the first right answer, the floor of rules that take turns."""
-        return self._replay(ORACLE, oracle(self.test, self.units, pays="path"))
+        return self._replay(ORACLE, oracle(self.test, self._tried, pays="path"))
+
+    def stage_oracle(self) -> Replay:
+        """The cheapest stage that is right, known beforehand."""
+        return self._replay(STAGE_ORACLE, oracle(self.test, self._tried, pays="stage"))
 
     def curves(self) -> tuple[Curve, ...]:
         """Fixed stages, thresholds and the cascade, each over all of its settings."""
         return (
-            Curve.of(MIXING, self._always(self.test)),
+            Curve.of(MIXING, self._always(self.test, self._tried)),
             Curve.of(THRESHOLD, self._thresholds[1]),
             Curve.of(LADDER, [self.ladder(lam) for lam in LAMBDAS]),
         )
@@ -193,10 +239,25 @@ class Bench:
             for number, stage in enumerate(self.cascade.stages, start=1)
         )
 
+    def gains(self) -> tuple[Reliability, ...]:
+        """How far it is borne out what the largest stage is believed to add to the best at hand.
+
+        After each stage but the largest, all up to it run.
+        """
+        test, rows = self.test, np.arange(len(self.test))
+        found = []
+        for number, stage in enumerate(self.cascade.stages[:-1], start=1):
+            beliefs = test.after((1 << number) - 1)
+            best = beliefs[:, :number].argmax(axis=1)
+            believed = beliefs[:, -1] - beliefs[rows, best]
+            borne = test.good[:, -1] - test.good[rows, best]
+            found.append(reliability_of_gain(stage.name, believed, borne, test.weights))
+        return tuple(found)
+
     @cached_property
     def exchange(self) -> Exchange:
         """What one failure costs at lambda = 1."""
-        return Exchange.measure(self.calibration, self.units)
+        return Exchange.measure(self.calibration, self._known)
 
     @property
     def target(self) -> float:
@@ -206,21 +267,22 @@ class Bench:
     @cached_property
     def _thresholds(self) -> tuple[list[Outcome], list[Outcome]]:
         """Up to the first answer that is confident enough, at thresholds tuned on calibration."""
-        units = self.units
-        rules = tune_thresholds(self._calibration_confidence, self.calibration, units)
+        known, tried = self._known, self._tried
+        rules = tune_thresholds(self._calibration_confidence, self.calibration, known)
         return (
-            [rule.run(self._calibration_confidence, self.calibration, units) for rule in rules],
-            [rule.run(self._test_confidence, self.test, units) for rule in rules],
+            [rule.run(self._calibration_confidence, self.calibration, known) for rule in rules],
+            [rule.run(self._test_confidence, self.test, tried) for rule in rules],
         )
 
-    def _always(self, paths: Paths) -> list[Outcome]:
-        return [always(paths, self.units, number) for number in self._numbers]
+    def _always(self, paths: Paths, costs: FloatArray) -> list[Outcome]:
+        return [always(paths, costs, number) for number in self._numbers]
 
-    def _priced(self, name: str, rule: Callable[[Paths, float], Outcome]) -> Replay:
+    def _priced(self, name: str, rule: Callable[[Paths, FloatArray, float], Outcome]) -> Replay:
         """A rule that weighs cost against failures, at the price that suits it."""
         prices = [lam * self.exchange.price for lam in LAMBDAS]
-        known = [rule(self.calibration, price) for price in prices]
-        return self._tuned(name, known, [rule(self.test, price) for price in prices])
+        known = [rule(self.calibration, self._known, price) for price in prices]
+        tried = [rule(self.test, self._tried, price) for price in prices]
+        return self._tuned(name, known, tried)
 
     def _tuned(self, name: str, known: Sequence[Outcome], tried: Sequence[Outcome]) -> Replay:
         """Two settings drawn by lot, in the share that reaches the target on calibration.
@@ -228,8 +290,8 @@ class Bench:
         known and tried are what each setting does on calibration and test. Always one stage is a
         setting that every rule has.
         """
-        known = [*known, *self._always(self.calibration)]
-        tried = [*tried, *self._always(self.test)]
+        known = [*known, *self._always(self.calibration, self._known)]
+        tried = [*tried, *self._always(self.test, self._tried)]
         mean = self.calibration.mean
         quality = np.array([mean(outcome.good) for outcome in known])
         corners = hull_indices(np.array([mean(outcome.cost) for outcome in known]), quality)
@@ -241,7 +303,7 @@ class Bench:
 
     def _replay(self, name: str, outcome: Outcome) -> Replay:
         runs = outcome.stages_run.astype(np.float64)
-        return Replay(name, outcome.good, runs, runs @ self.units)
+        return Replay(name, outcome.good, runs, outcome.cost)
 
 
 def _mixed(first: Replay, second: Replay, share: float) -> Replay:
@@ -263,8 +325,8 @@ def _confidence(data: Collected) -> FloatArray:
 
     The lowest where the answer has none.
     """
-    known = data.features[:, :, FEATURES.index("logprob_mean")]
-    return np.nan_to_num(known, nan=LOWEST_LOGPROB)
+    column = data.seen.features.answer_names.index("logprob_mean")
+    return np.nan_to_num(data.seen.answers[:, :, column], nan=LOWEST_LOGPROB)
 
 
 def _relative(costs: FloatArray) -> FloatArray:

@@ -15,12 +15,14 @@ import numpy as np
 
 from stepwell.cascade.collect import Collected, collect
 from stepwell.cascade.ladder import LadderConfig
+from stepwell.cascade.features import select
 from stepwell.cascade.paths import BoolArray, FloatArray
+from stepwell.cascade.prepare import TURNS
 from stepwell.cascade.stage import Stage
 from stepwell.tasks.example import Example
 from stepwell.tasks.facts import Facts
+from stepwell.tasks.questions import Questions
 
-SPLITS = ("predictor", "calibration", "test")
 RANKS = (0, 128, 512, 1024, 2048)  # between which difficulty is averaged
 
 
@@ -48,6 +50,7 @@ def facts_ladder() -> LadderConfig:
                 }
                 for name, (preset, steps, lr, precision) in recipes.items()
             ],
+            "predictor": {"features": ["logprobs", "agreement"]},
             "sampling": {"temperature": 0.0, "max_new_tokens": 3},
         }
     )
@@ -88,8 +91,8 @@ class FactsData:
         return names, [high - low for low, high in spans], right
 
     def _rows(self, name: str) -> BoolArray:
-        turns = np.arange(len(self.examples)) % len(SPLITS)
-        rows: BoolArray = turns == SPLITS.index(name)
+        turns = np.arange(len(self.examples)) % len(TURNS)
+        rows: BoolArray = turns == TURNS.index(name)
         return rows
 
 
@@ -103,13 +106,11 @@ def ask_all(
 
     `on_stage` is told the name of each stage before it is asked.
     """
-    examples = task.all()
     collected = collect(
         stages,
-        [example.prompt for example in examples],
-        lambda row, text: task.grade(examples[row], text),
-        weights=[example.weight for example in examples],
+        Questions.of_facts(task).items,
+        features=select(config.predictor.features),
         on_stage=on_stage,
         **config.sampling,
     )
-    return FactsData(tuple(examples), collected)
+    return FactsData(tuple(task.all()), collected)

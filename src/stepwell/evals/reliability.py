@@ -57,6 +57,25 @@ def reliability(
     )
 
 
+def reliability_of_gain(
+    name: str, gains: FloatArray, found: FloatArray, weights: FloatArray, bins: int = BINS
+) -> Reliability:
+    """The reliability of gains [N] believed in, against those found [N], both in [-1, 1].
+
+    auroc: how often a gain that was found is believed to be larger than where there was none.
+    """
+    moved = reliability(name, (gains + 1.0) / 2, (found + 1.0) / 2, weights, bins)
+    ranked = reliability(name, (gains + 1.0) / 2, (found > 0).astype(np.float64), weights, bins)
+    return Reliability(
+        name,
+        2 * moved.believed - 1,
+        2 * moved.found - 1,
+        error=2 * moved.error,
+        brier=4 * moved.brier,
+        auroc=ranked.auroc,
+    )
+
+
 def _bins(beliefs: FloatArray, share: FloatArray, bins: int) -> IntArray:
     """The bin of each prompt, counted from 0 without gaps; equal beliefs are in the same one."""
     _, level = np.unique(beliefs, return_inverse=True)

@@ -17,7 +17,6 @@ from typing import Any, Final
 from stepwell.config import write_atomically, write_json
 from stepwell.errors import ConfigError, LogitsError, UsageError
 from stepwell.evals.certainty import certainty
-from stepwell.evals.questions import Question, Questions
 from stepwell.evals.temperature_figures import charts, study_page
 from stepwell.evals.temperature_rows import Sample, TemperatureRow, summarise
 from stepwell.generate.batch import Progress
@@ -28,6 +27,7 @@ from stepwell.model.fingerprint import model_fingerprint
 from stepwell.model.interventions import Intervention, plain_interventions
 from stepwell.report import Chart, Page, write_png
 from stepwell.tasks import Task
+from stepwell.tasks.questions import Question, Questions
 from stepwell.train.environment import environment
 
 FORMAT_VERSION: Final = 1

@@ -172,6 +172,11 @@ class InferenceEngine:
         tape = None if record is None else Tape(record, self.model.config, num_prompt)
         return RowHooks([edit for each in active for edit in each.edits], num_prompt, tape)
 
+    def forget_prompts(self) -> None:
+        """Drop what is kept of prompts that do not run: the next request finds nothing of them."""
+        self.pins.clear()
+        self._cache.blocks.forget()
+
     def step(self) -> list[Handle]:
         """Advance every running sequence: admit, prefill a chunk, decode one token.
 

@@ -58,6 +58,11 @@ class Pins:
             self._cache.unpin(pin.blocks)
             pin.blocks = ()
 
+    def clear(self) -> None:
+        """Drop all pins."""
+        while self.spare():
+            pass
+
     def spare(self) -> bool:
         """Drop the oldest pin; whether there was one."""
         oldest = next(iter(self._pins), None)

@@ -106,6 +106,13 @@ class BlockPool:
             self._holders[block] = self._holders.get(block, 0) + 1
         return block
 
+    def forget(self) -> None:
+        """Make every cached block free."""
+        for block in self._cached:
+            del self._block_of[self._key_of.pop(block)]
+        self._free += reversed(self._cached)
+        self._cached.clear()
+
     def knows(self, key: bytes) -> bool:
         """Whether a block can be found under a key."""
         return key in self._block_of

@@ -16,6 +16,7 @@ from stepwell.tasks.gsm8k import GSM8K
 from stepwell.tasks.mixture import Mixture, MixturePart
 from stepwell.tasks.pairs import Pairs
 from stepwell.tasks.rename import VariableRenaming
+from stepwell.tasks.unpredictable import Unpredictable
 
 TASKS: dict[str, type[Task]] = {
     kind.name: kind
@@ -25,6 +26,7 @@ TASKS: dict[str, type[Task]] = {
         DagReachability,
         Facts,
         Arithmetic,
+        Unpredictable,
         Corpus,
         Documents,
         Pairs,
@@ -53,6 +55,7 @@ __all__ = [
     "Pairs",
     "Target",
     "Task",
+    "Unpredictable",
     "VariableEvaluation",
     "VariableRenaming",
     "check_leakage",

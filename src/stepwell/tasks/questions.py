@@ -17,7 +17,10 @@ from typing import Any, Final, Literal, Self, get_args
 
 from stepwell.config import fingerprint
 from stepwell.errors import DataError, PromptError, UsageError, suggest
-from stepwell.tasks import Chats, Example, Task
+from stepwell.tasks.base import Task
+from stepwell.tasks.chats import Chats
+from stepwell.tasks.example import Example
+from stepwell.tasks.facts import Facts
 from stepwell.tasks.rows import Row, read_rows
 from stepwell.text.prompt_template import PromptTemplate
 
@@ -32,14 +35,15 @@ class Question:
     """A prompt, and when an answer to it is right.
 
     expected: the answer, as the source has it. final: what of an answer counts in a vote. weight:
-    how often it is asked.
+    how often it is asked. depth: how hard it is, in the source's own measure.
     """
 
     prompt: str
     expected: str
     grade: Callable[[str], bool] = field(compare=False)
     final: Callable[[str], str] = field(default=str.strip, compare=False)
-    weight: int = 1
+    weight: float = 1
+    depth: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,9 @@ class Questions:
     items: tuple[Question, ...]
     source: Mapping[str, Any]
     spelled: bool = False
+
+    def __len__(self) -> int:
+        return len(self.items)
 
     @classmethod
     def of_task(
@@ -66,6 +73,13 @@ class Questions:
         items = tuple(_of_example(task, task.example_in(split, i)) for i in range(start, end))
         source = {"task": task.plain(), "split": split, "start": start, "end": end}
         return cls(items, source, spelled=isinstance(task, Chats))
+
+    @classmethod
+    def of_facts(cls, task: Facts) -> Self:
+        """Every fact once, frequent ones first, weighted with how often it is asked."""
+        facts = task.all()
+        items = tuple(replace(_of_example(task, fact), weight=fact.weight) for fact in facts)
+        return cls(items, {"task": task.plain(), "split": "all"})
 
     @classmethod
     def read(
@@ -121,7 +135,8 @@ def _of_example(task: Task, example: Example) -> Question:
             fix="take another task, or give prompts and answers in a file.",
         )
     final = task.final if isinstance(task, Chats) else str.strip
-    return Question(example.prompt, example.answer, partial(task.grade, example), final)
+    grade, depth = partial(task.grade, example), example.targets[0].depth
+    return Question(example.prompt, example.answer, grade, final, depth=depth)
 
 
 def _of_row(row: Row, template: PromptTemplate | None, check: Check) -> Question:

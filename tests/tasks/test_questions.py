@@ -9,7 +9,7 @@ import pytest
 
 import stepwell as sw
 from stepwell.errors import DataError, PromptError, StepwellError, UsageError
-from stepwell.evals.questions import Questions, number_in
+from stepwell.tasks.questions import Questions, number_in
 from stepwell.text.prompt_template import PromptTemplate
 
 

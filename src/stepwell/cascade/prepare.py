@@ -1,0 +1,180 @@
+"""From a ladder file to a fitted rule: questions, answers of all stages, costs, the fit.
+
+Owns the order of these steps, what each leaves beside the ladder file, and which question serves
+what: learning beliefs, solving the rule, certifying it, judging it. No question serves two.
+
+    LADDER.collected/   the answers, and costs.json
+    LADDER.fitted/      what `Cascade.load` reads
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from stepwell.cascade.build import trainer_config
+from stepwell.cascade.collect import Collected, collect
+from stepwell.cascade.collection import Asked, Collection
+from stepwell.cascade.costs import Costs, measure_costs
+from stepwell.cascade.features import FeatureSet, select
+from stepwell.cascade.fitted import Fitted
+from stepwell.cascade.ladder import LadderConfig, collected_directory, fitted_directory
+from stepwell.cascade.paths import BoolArray
+from stepwell.cascade.splits import splits
+from stepwell.cascade.stage import Stage
+from stepwell.config import fingerprint
+from stepwell.errors import CascadeError, ConfigError
+from stepwell.tasks.base import Task, task_from_plain
+from stepwell.tasks.facts import Facts
+from stepwell.tasks.questions import Question, Questions
+
+SHARES: Final[Mapping[str, float]] = {
+    "predictor": 0.4,
+    "calibration": 0.2,
+    "certification": 0.2,
+    "test": 0.2,
+}
+TURNS: Final = ("predictor", "calibration", "test")
+"""Splits of facts, dealt out in turn by rank: what was not taught cannot be asked, and no two facts
+are independent draws, so that nothing about them is certified."""
+COSTS: Final = "costs.json"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A ladder that is being prepared: its file, what it says, and its stages."""
+
+    ladder_file: Path
+    config: LadderConfig
+    stages: Sequence[Stage]
+
+    @property
+    def fitted(self) -> Path:
+        """Where what is fitted lies."""
+        return fitted_directory(self.ladder_file)
+
+    @cached_property
+    def features(self) -> FeatureSet:
+        """What the predictor may look at. Raises ConfigError for a group that is none."""
+        return select(self.config.predictor.features)
+
+    def questions(self, count: int | None = None) -> Questions:
+        """What the stages are asked: so many of the source's questions, all where it ends.
+
+        Raises ConfigError where the ladder does not say what to ask.
+        """
+        asked = self.config.questions
+        if asked.file is not None:
+            return Questions.read(self.ladder_file.parent / asked.file, end=count)
+        task = self.task()
+        if isinstance(task, Facts):
+            return Questions.of_facts(task)
+        return Questions.of_task(task, 0, count)
+
+    def task(self) -> Task:
+        """The task that is asked: the file's own, or what all stages were trained on."""
+        asked = self.config.questions.task
+        if asked is not None:
+            return task_from_plain(asked)
+        root = self.ladder_file.parent
+        trained = [stage for stage in self.config.stages if stage.train is not None]
+        tasks = [trainer_config(stage, root).task for stage in trained]
+        if not tasks or any(task != tasks[0] for task in tasks):
+            raise ConfigError(
+                f"{self.ladder_file} does not say what to ask, and its stages were not all trained"
+                " on one task.",
+                fix="add `questions: {task: ...}` or `questions: {file: questions.jsonl}`.",
+            )
+        return tasks[0]
+
+    def collect(
+        self, questions: Questions, on_part: Callable[[int], None] = lambda done: None
+    ) -> Collected:
+        """All stages' answers to the questions; those that are there are not asked for again."""
+
+        def ask(some: Sequence[Question]) -> Collected:
+            return collect(
+                self.stages,
+                some,
+                features=self.features,
+                rollouts=self.config.questions.rollouts,
+                by_agreement=self.config.questions.checker == "agreement",
+                **self.config.sampling,
+            )
+
+        return self._collection(questions).collect(questions.items, ask, on_part)
+
+    def calibrate(self, prompts: Sequence[str]) -> Costs:
+        """What an answer of each stage costs here and now, kept beside the answers."""
+        rows = min(self.config.serving.max_rows, len(prompts))
+        costs = measure_costs(
+            self.stages,
+            prompts,
+            batches=(rows, 1),
+            observe=self.features.observe,
+            prices=[stage.price for stage in self.config.stages],
+            sampling=self.config.sampling,
+        )
+        directory = collected_directory(self.ladder_file)
+        directory.mkdir(parents=True, exist_ok=True)
+        costs.save(directory / COSTS)
+        return costs
+
+    def costs(self) -> Costs | None:
+        """The costs that were measured before, None where there are none."""
+        path = collected_directory(self.ladder_file) / COSTS
+        return Costs.load(path) if path.exists() else None
+
+    def fit(self, collected: Collected, costs: Costs) -> Fitted:
+        """Fit predictor and rule, certify where questions are independent, and save all of it."""
+        rows = self.rows(collected)
+        certification = rows.get("certification")
+        for name in ("predictor", "calibration"):
+            if not rows[name].any():
+                raise CascadeError(
+                    f"Of {len(collected)} questions none is left for the {name} split.",
+                    fix="collect more: `stepwell cascade collect --num-samples 2000`.",
+                )
+        fitted = Fitted.fit(
+            self.config,
+            self.stages,
+            collected.take(rows["predictor"]),
+            collected.take(rows["calibration"]),
+            costs,
+            None if certification is None else collected.take(certification),
+        )
+        fitted.save(self.fitted)
+        return fitted
+
+    def rows(self, collected: Collected) -> dict[str, BoolArray]:
+        """Which questions serve what, [N] each: a question in one split only, and always in it."""
+        if self._is_facts:
+            turns = np.arange(len(collected)) % len(TURNS)
+            return {name: turns == place for place, name in enumerate(TURNS)}
+        return splits(collected.prompts, SHARES)
+
+    @property
+    def _is_facts(self) -> bool:
+        return self.config.questions.file is None and isinstance(self.task(), Facts)
+
+    def _collection(self, questions: Questions) -> Collection:
+        source = {key: value for key, value in questions.source.items() if key != "end"}
+        asked = Asked(
+            stages=tuple(stage.fingerprint for stage in self.stages),
+            features=self.features.groups,
+            source=fingerprint([source, self.config.questions.checker]),
+            sampling=fingerprint(self.config.sampling),
+            rollouts=self.config.questions.rollouts,
+        )
+        return Collection(collected_directory(self.ladder_file), asked, self.features)
+
+
+def first_prompts(questions: Questions, count: int) -> list[str]:
+    """The first prompts, from the start again where there are fewer."""
+    return list(itertools.islice(itertools.cycle(each.prompt for each in questions.items), count))

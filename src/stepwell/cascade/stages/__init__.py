@@ -1,0 +1,1 @@
+"""The kinds of stages: our own engine, transformers, and OpenAI-compatible servers."""
