@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import processors
 
+from stepwell.cascade.stage import Reply
+from stepwell.generate.text import TextGenerator
 from stepwell.model.presets import presets
 from stepwell.model.transformer import Transformer
 from stepwell.model.weights import save_model
@@ -15,6 +19,7 @@ from stepwell.text.tokenizer import Tokenizer
 TEXT = "the cat sat on a mat and then it ran to the dog that had a hat on the log; counting one two"
 PROMPTS = ["the cat", "a dog sat on", "1 2 3", "five", "then it", "the hat and", "log; 7", "it"]
 CONTEXT = 128
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 12}
 
 
 def word_tokenizer(*, begins: bool = True) -> Tokenizer:
@@ -63,3 +68,14 @@ def save_tiny(directory: Path, seed: int = 0, *, begins: bool = True) -> Path:
     save_model(tiny_model(tokenizer, seed), directory)
     tokenizer.save(directory)
     return directory
+
+
+def own_answers(generator: TextGenerator, **sampling: Any) -> list[str]:
+    """The texts that a model answers to PROMPTS."""
+    batches = generator.generate_batch(PROMPTS, **sampling)
+    return [answer.text for [answer] in batches]
+
+
+def texts(replies: Sequence[Reply]) -> list[str]:
+    """The texts of replies."""
+    return [reply.completion.text for reply in replies]

@@ -26,9 +26,9 @@ def calibrate(logits: FloatArray, centre: FloatArray, curve: FloatArray) -> Floa
     if not num_knots:
         return straight
     bent = np.empty(straight.shape)
-    for j, (knots, values) in enumerate(zip(*np.split(curve[:, 1:], 2, axis=1), strict=True)):
-        given = straight[..., j]
-        beyond = given - given.clip(knots[0], knots[-1])
+    for j, row in enumerate(curve):
+        given, knots, values = straight[..., j], row[1 : 1 + num_knots], row[1 + num_knots :]
+        beyond = given - np.minimum(np.maximum(given, knots[0]), knots[-1])
         bent[..., j] = np.interp(given, knots, values) + beyond
     return bent
 

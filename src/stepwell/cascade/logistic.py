@@ -1,6 +1,7 @@
 """Regularised logistic regressions in float64, many at once, by Newton's method.
 
-Convex and deterministic: the same arrays give the same weights. Knows nothing of stages or answers.
+Convex and deterministic: the same arrays give the same weights. Owns the regression and the choice
+of its ridge by evidence; knows nothing of stages or answers. Torch computes it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from stepwell.cascade.paths import FloatArray
 
@@ -19,6 +19,11 @@ MAX_STEPS = 50
 TOLERANCE = 1e-9  # of the Newton decrement, in nats summed over the prompts
 SMALLEST_STEP = 1e-6
 ROWS_AT_ONCE = 1024  # whose curvatures are held in memory
+FIRST_RIDGE = 10.0
+RIDGE_LIMITS = (0.3, 1e4)
+EVIDENCE_STEPS = 12
+EVIDENCE_TOLERANCE = 0.1  # of the logarithm of every ridge
+ROUGHLY = 1e-4  # the tolerance while ridges still move
 
 
 def sigmoid(logits: FloatArray) -> FloatArray:
@@ -46,32 +51,65 @@ def fit_logistic(
     ridge: FloatArray,
     start: FloatArray,
     offset: float = 0.0,
-    guess: FloatArray | None = None,
 ) -> FloatArray:
-    """Coefficients [..., D] that minimise log loss + sum of ridge * (coefficient - start)^2 / 2.
+    """Coefficients [D] that minimise log loss + sum of ridge * (coefficient - start)^2 / 2.
 
-    design is [N, D], the same in all regressions; labels in [0, 1] and weights, which count
-    prompts, are [..., N]; ridge, which must be positive, and start [..., D]; offset is added to the
-    logits. Newton steps are halved until the objective falls. Torch computes it.
+    design is [N, D]; labels in [0, 1]; weights count prompts; ridge [D] must be positive; offset is
+    added to the logits. Newton steps are halved until the objective falls.
     """
-    import torch
-
-    shape = np.broadcast_shapes(labels.shape[:-1], ridge.shape[:-1], start.shape[:-1])
-    many = [_many(array, shape) for array in (labels, weights, ridge, start)]
-    problem = _Regressions(torch.from_numpy(np.ascontiguousarray(design)), *many, offset)
-    if guess is not None:
-        problem.guess_BD = torch.from_numpy(np.array(guess).reshape(-1, design.shape[1]))
-    found: FloatArray = problem.solve().numpy().reshape(*shape, design.shape[1])
+    rows = labels[None], weights[None], ridge[None], start[None]
+    problem = _Regressions(design, *rows, offset)
+    found: FloatArray = problem.solve(problem.start_BD)[0].numpy()
     return found
 
 
-def _many(array: npt.ArrayLike, shape: tuple[int, ...]) -> Tensor:
-    """Rows [B, ...] of an array that `shape` regressions have their own of, or share."""
+def fit_by_evidence(
+    design: FloatArray, labels: FloatArray, weights: FloatArray, start: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Coefficients [F, K, D] and their ridges [F, D], for K kinds of label and F ways to weigh.
+
+    design is [N, D], its first column constant; labels [K, N]; weights [F, N]; start [K, D]. The
+    constant is held to its start by one prompt. Each other input has a ridge that all K share: the
+    one of most evidence, so that an input which tells nothing is as good as left out (MacKay 1992,
+    The evidence framework applied to classification networks, equation 4.3 of the interpolation
+    paper).
+    """
     import torch
 
-    values = np.asarray(array, dtype=np.float64)
-    spread = np.broadcast_to(values, (*shape, values.shape[-1]))
-    return torch.from_numpy(np.array(spread).reshape(-1, values.shape[-1]))
+    num_ways, (num_kinds, num_inputs) = len(weights), start.shape
+    ridge_FD = torch.full((num_ways, num_inputs), FIRST_RIDGE, dtype=torch.float64)
+    ridge_FD[:, 0] = 1.0
+    problem = _Regressions(
+        design,
+        np.tile(labels, (num_ways, 1)),
+        np.repeat(weights, num_kinds, axis=0),
+        np.ones((num_ways * num_kinds, num_inputs)),
+        np.tile(start, (num_ways, 1)),
+    )
+    beta_BD = problem.start_BD
+    for _ in range(EVIDENCE_STEPS):
+        problem.ridge_BD = ridge_FD.repeat_interleave(num_kinds, dim=0)
+        beta_BD = problem.solve(beta_BD, ROUGHLY)
+        found_FD = _most_evident(problem, beta_BD, ridge_FD)
+        moved = (found_FD / ridge_FD).log().abs().max().item()
+        ridge_FD = found_FD
+        if moved < EVIDENCE_TOLERANCE:
+            break
+    problem.ridge_BD = ridge_FD.repeat_interleave(num_kinds, dim=0)
+    beta_BD = problem.solve(beta_BD)
+    return beta_BD.numpy().reshape(num_ways, num_kinds, num_inputs), ridge_FD.numpy()
+
+
+def _most_evident(problem: _Regressions, beta_BD: Tensor, ridge_FD: Tensor) -> Tensor:
+    """The next ridges [F, D]: how well determined the coefficients are, over their squares."""
+    curvature_BDD = problem.derivatives(beta_BD, problem.logits(beta_BD))[1]
+    variance_BD = curvature_BDD.inverse().diagonal(dim1=1, dim2=2)
+    groups = len(ridge_FD), -1, ridge_FD.shape[1]
+    determined_FD = (1.0 - problem.ridge_BD * variance_BD).view(groups).sum(dim=1)
+    squares_FD = ((beta_BD - problem.start_BD) ** 2).view(groups).sum(dim=1)
+    found_FD = (determined_FD / squares_FD.clamp(min=1e-12)).clamp(*RIDGE_LIMITS)
+    found_FD[:, 0] = ridge_FD[:, 0]
+    return found_FD
 
 
 class _Regressions:
@@ -79,46 +117,50 @@ class _Regressions:
 
     def __init__(
         self,
-        design_ND: Tensor,
-        labels_BN: Tensor,
-        weights_BN: Tensor,
-        ridge_BD: Tensor,
-        start_BD: Tensor,
-        offset: float,
+        design_ND: FloatArray,
+        labels_BN: FloatArray,
+        weights_BN: FloatArray,
+        ridge_BD: FloatArray,
+        start_BD: FloatArray,
+        offset: float = 0.0,
     ) -> None:
-        self.design_ND, self.labels_BN, self.weights_BN = design_ND, labels_BN, weights_BN
-        self.ridge_BD, self.start_BD, self.offset = ridge_BD, start_BD, offset
-
-    def solve(self) -> Tensor:
-        """The minimum of each, [B, D]."""
         import torch
 
-        beta_BD = getattr(self, "guess_BD", self.start_BD)
+        self.design_ND, self.labels_BN, self.weights_BN, self.ridge_BD, self.start_BD = (
+            torch.tensor(each, dtype=torch.float64)
+            for each in (design_ND, labels_BN, weights_BN, ridge_BD, start_BD)
+        )
+        self.offset = offset
+
+    def solve(self, beta_BD: Tensor, tolerance: float = TOLERANCE) -> Tensor:
+        """The minimum of each, [B, D], searched from coefficients [B, D]."""
+        import torch
+
         logits_BN = self.logits(beta_BD)
         value_B = self.objective(beta_BD, logits_BN)
         for _ in range(MAX_STEPS):
             slope_BD, curvature_BDD = self.derivatives(beta_BD, logits_BN)
             step_BD = torch.linalg.solve(curvature_BDD, slope_BD)
-            if ((slope_BD * step_BD).sum(dim=1) < TOLERANCE).all():
+            if bool(((slope_BD * step_BD).sum(dim=1) < tolerance).all()):
                 break
             size_B1 = torch.ones(len(beta_BD), 1, dtype=torch.float64)
             while True:
                 tried_BD = beta_BD - size_B1 * step_BD
                 logits_BN = self.logits(tried_BD)
                 tried_B = self.objective(tried_BD, logits_BN)
-                worse_B1 = (tried_B > value_B)[:, None] & (size_B1 > SMALLEST_STEP)
-                if not worse_B1.any():
+                rises_B1 = (tried_B > value_B)[:, None] & (size_B1 > SMALLEST_STEP)
+                if not bool(rises_B1.any()):
                     break
-                size_B1 = torch.where(worse_B1, size_B1 / 2, size_B1)
+                size_B1 = torch.where(rises_B1, size_B1 / 2, size_B1)
             beta_BD, value_B = tried_BD, tried_B
         return beta_BD
 
     def logits(self, beta_BD: Tensor) -> Tensor:
-        """[B, N]"""
+        """Of each prompt, [B, N]."""
         return beta_BD @ self.design_ND.T + self.offset
 
     def objective(self, beta_BD: Tensor, logits_BN: Tensor) -> Tensor:
-        """[B]"""
+        """What is minimised, [B]."""
         import torch
 
         loss_BN = torch.logaddexp(logits_BN, torch.zeros_like(logits_BN))
@@ -127,26 +169,21 @@ class _Regressions:
 
     def derivatives(self, beta_BD: Tensor, logits_BN: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient [B, D] and the Hessian [B, D, D] of the objective."""
-        import torch
-
         chance_BN = logits_BN.sigmoid()
         slope_BD = (self.weights_BN * (chance_BN - self.labels_BN)) @ self.design_ND
         slope_BD += self.ridge_BD * (beta_BD - self.start_BD)
-        variance_NB = (self.weights_BN * chance_BN * (1 - chance_BN)).T
-        return slope_BD, second_moments(self.design_ND, variance_NB) + torch.diag_embed(
-            self.ridge_BD
-        )
+        variance_BN = self.weights_BN * chance_BN * (1.0 - chance_BN)
+        return slope_BD, second_moments(self.design_ND, variance_BN) + self.ridge_BD.diag_embed()
 
 
-def second_moments(design_ND: Tensor, weights_NB: Tensor) -> Tensor:
-    """Sums over rows of weight * x x^T, for each column of weights, [B, D, D]."""
+def second_moments(design_ND: Tensor, weights_BN: Tensor) -> Tensor:
+    """Sums over rows x of weight * x x^T, [B, D, D]."""
     import torch
 
-    num_inputs, count = design_ND.shape[1], weights_NB.shape[1]
+    num_inputs, count = design_ND.shape[1], len(weights_BN)
     total = torch.zeros(num_inputs, count * num_inputs, dtype=design_ND.dtype)
-    for rows, weights in zip(
-        design_ND.split(ROWS_AT_ONCE), weights_NB.split(ROWS_AT_ONCE), strict=True
-    ):
-        weighted = (weights[:, :, None] * rows[:, None, :]).flatten(1)
-        total += rows.T @ weighted
+    for first in range(0, len(design_ND), ROWS_AT_ONCE):
+        cut = slice(first, first + ROWS_AT_ONCE)
+        rows, weights_RB = design_ND[cut], weights_BN.T[cut]
+        total += rows.T @ (weights_RB[:, :, None] * rows[:, None, :]).flatten(1)
     return total.view(num_inputs, count, num_inputs).transpose(0, 1)

@@ -1,276 +1,273 @@
 """How likely each stage's answer is good enough, given what was seen so far.
 
-Beliefs for every stage, run or not, after any set of stages: earlier answers are scored anew when
-later ones arrive. Owns the beliefs; what is done with them is stopping.py's.
+    features -> standardised, what no stage told is 0 -> regression + hidden layer
+             -> drawn toward the base rate -> calibrated -> beliefs
+
+There is a belief in every stage, run or not, in every state, whichever stages were skipped: earlier
+answers are scored anew when later ones arrive. Owns the beliefs and their files; what is done with
+them is stopping.py's.
+
+    predictor.safetensors   the arrays
+    predictor.json          features and sizes, and the SHA-256 of the arrays; it comes last
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Final, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-from stepwell.cascade.calibration import calibrate, fit_curve
-from stepwell.cascade.features import FeatureSet, Seen
-from stepwell.cascade.logistic import fit_logistic, log_loss, logit, sigmoid
-from stepwell.cascade.mlp import Samples, Trunk, fit_trunks
+from stepwell.cascade.documents import from_document, to_document
+from stepwell.cascade.features import FEATURE_GROUPS, FeatureSet, Seen
+from stepwell.cascade.heads import Head
+from stepwell.cascade.learning import learn
 from stepwell.cascade.paths import FloatArray, IntArray
+from stepwell.cascade.states import Layout, Standards
+from stepwell.config import write_atomically, write_json
+from stepwell.errors import DataError, ShapeError
+from stepwell.storage.staging import staged
 
-FOLDS = 5
-RIDGES = (1.0, 10.0, 100.0)
-FARTHEST = 4.0
-STRONGEST = 1e6
-MOST_OWN_HEADS = 4
-FEWEST_BENT = 50
-SHARED = 3
-USE_TRUNK = True
-MODE = "ev"
-BLOCK = "feature"
-LEAK = False
+HIDDEN = 64
+ARRAYS: Final = "predictor.safetensors"
+DESCRIPTION: Final = "predictor.json"
+FILES: Final = frozenset({ARRAYS, DESCRIPTION})
+FIT_AGAIN: Final = "fit the ladder again."
+MOST_STAGES = 10  # there are 2^K states
 
 
-@dataclass(frozen=True, eq=False)
-class Head:
-    columns: IntArray  # [C]
-    weights: FloatArray  # [K, C + H]
-    spread: FloatArray
-    strength: FloatArray
-    curves: FloatArray
+class _View(NamedTuple):
+    """A head as one state sees it: a constant, the features known, [C], and the hidden units."""
 
-    def beliefs(self, design, base):
-        raw = sigmoid(design @ self.weights.T)
-        like = 1.0 / ((design @ self.spread) * design).sum(axis=-1, keepdims=True)
-        shrunk = (like * raw + self.strength * base) / (like + self.strength)
-        return sigmoid(calibrate(logit(shrunk), logit(base), self.curves))
+    columns: IntArray  # [C], of Seen.flat
+    standards: Standards
+    inner: FloatArray  # [C, H]
+    bias: FloatArray  # [H]
+    head: Head  # of 1 + C + H inputs
 
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    feature_set: FeatureSet
-    num_stages: int
-    centre: FloatArray
-    scale: FloatArray
-    base: FloatArray
-    inner: FloatArray
+    """Calibrated beliefs in K stages after any set of them: one hidden layer, and a head a state.
+
+    Beyond four stages, the states with the same last stage share a head.
+    """
+
+    layout: Layout
+    standards: Standards
+    base: FloatArray  # [K], how often each stage is good
+    inner: FloatArray  # [1 + K + D, H]
     heads: tuple[Head, ...]
-    info: object = None
+
+    @property
+    def num_stages(self) -> int:
+        """K."""
+        return self.layout.num_stages
+
+    @property
+    def feature_set(self) -> FeatureSet:
+        """The features that it reads."""
+        return self.layout.features
 
     @classmethod
-    def fit(cls, data: Seen, good, weights=None, *, hidden=64, seed=0) -> Self:
-        labels = np.asarray(good, float)
-        N, K = labels.shape
-        counts = _counts(np.ones(len(labels)) if weights is None else weights, len(labels))
-        inputs, centre, scale = _standardised(data, counts)
-        base = (counts @ labels + 0.5) / (counts.sum() + 1.0)
-        masks = np.stack([_mask(data.features, state, K) for state in range(1 << K)])
-        rng = np.random.default_rng(seed)
-        folds = rng.permutation(N) % FOLDS
-        ways, heads = _ways(N, K, rng)
-        samples = Samples(inputs, masks, ways, heads, labels, counts)
-        nheads = heads.max() + 1
-        offsets = np.zeros((FOLDS + 1, N, ways.shape[1], K))
-        linear, columns, ridges = [], [], []
-        import time
+    def fit(
+        cls,
+        data: Seen,
+        good: npt.ArrayLike,
+        weights: npt.ArrayLike | None = None,
+        *,
+        hidden: int = HIDDEN,
+        seed: int = 0,
+    ) -> Self:
+        """The predictor learned from N prompts on which all stages were run.
 
-        t = time.time()
-        for h in range(nheads):
-            cs = np.flatnonzero(heads == h)
-            m = masks[ways[:, cs]]  # [N, m, D]
-            used = np.flatnonzero(_used(masks[np.unique(ways[:, cs])], K)) if N else np.array([0])
-            x = (inputs[:, None] * m)[..., used].reshape(-1, len(used))
-            lab = np.repeat(labels, len(cs), 0)
-            w = np.repeat(counts, len(cs)) / len(cs)
-            fo = np.repeat(folds, len(cs))
-            global KINDS, BLOCK
-            ob = BLOCK
-            BLOCK = "kind"
-            KINDS = BLOCKS(data.features, K)[used]
-            BLOCK = ob
-            beta, r = (_linear if MODE == "cv" else _linear_ev)(
-                x, lab, w, fo, base, BLOCKS(data.features, K)[used]
+        good is [N, K] in [0, 1]; weights [N]. The prompts must not be those that a stopping rule is
+        then fitted on. Without any, beliefs are 1/2. hidden is the width of the layer, which is
+        left out where prompts held out are not predicted better with it. The same arguments give
+        the same bits, on however many threads torch computes elsewhere.
+        """
+        learned = learn(data, good, weights, hidden, seed)
+        return cls(*(getattr(learned, part.name) for part in fields(cls)))
+
+    def beliefs(self, seen: Seen, state: int) -> FloatArray:
+        """Pr(stage j's answer is good | what the stages of a state told), [N, K].
+
+        Bit n-1 of the state is stage n; what other stages told is not read. Features that are NaN
+        count as average.
+        """
+        if seen.features != self.feature_set or seen.num_stages != self.num_stages:
+            raise ShapeError(
+                f"seen are features {', '.join(seen.features.groups)} of {seen.num_stages} stages,"
+                f" expected {', '.join(self.feature_set.groups)} of {self.num_stages}."
             )
-            offsets[:, :, cs] = (beta @ x.T).reshape(FOLDS + 1, K, N, len(cs)).transpose(0, 2, 3, 1)
-            linear.append(beta)
-            columns.append(used)
-            ridges.append(r)
-        t1 = time.time()
-        trunks = (
-            fit_trunks(samples, offsets, folds, hidden, seed)
-            if USE_TRUNK and N >= FEWEST_BENT
-            else None
+        if not 0 <= state < 1 << self.num_stages:
+            raise ShapeError(f"state is {state}, expected one of {self.num_stages} stages.")
+        view = self._view(state)
+        inputs = view.standards.apply(seen.flat()[:, view.columns])
+        units = np.tanh(inputs @ view.inner + view.bias)
+        design = np.concatenate([np.ones((len(inputs), 1)), inputs, units], axis=1)
+        return view.head.beliefs(design, self.base)
+
+    def paths(self, seen: Seen) -> FloatArray:
+        """The beliefs of N prompts in every state, [N, 2^K, K]."""
+        states = range(1 << self.num_stages)
+        return np.stack([self.beliefs(seen, state) for state in states], axis=1)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the predictor's two files into a directory, both or neither."""
+        content = save({name: np.ascontiguousarray(each) for name, each in self._arrays().items()})
+        described = Description.of(self, hashlib.sha256(content).hexdigest())
+        plain = to_document(described, Description.KIND, Description.VERSION)
+        with staged(Path(directory), marker=DESCRIPTION, belongs=FILES.__contains__) as new:
+            write_atomically(new / ARRAYS, content)
+            write_json(new / DESCRIPTION, plain)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """The predictor that `save` wrote, to the bit.
+
+        Raises FormatError where it is newer, DataError where a file is missing, damaged, or about
+        other features than this version has.
+        """
+        described = Description.read(Path(directory) / DESCRIPTION)
+        layout = Layout(FeatureSet(described.groups), described.stages)
+        arrays = _read_arrays(Path(directory) / ARRAYS, described.sha256)
+        _check_shapes(arrays, layout, described.hidden, Path(directory) / ARRAYS)
+        heads = tuple(
+            Head(*(arrays[f"heads.{number}.{part.name}"] for part in fields(Head)))
+            for number in range(layout.num_heads)
         )
-        t2 = time.time()
-        if trunks is None:
-            trunks = [Trunk(np.zeros((inputs.shape[1], 0)), np.zeros((nheads, K, 0)))] * (FOLDS + 1)
-        out = []
-        for h in range(nheads):
-            cs = np.flatnonzero(heads == h)
-            m = masks[ways[:, cs]]
-            x = (inputs[:, None] * m).reshape(-1, inputs.shape[1])
-            lab = np.repeat(labels, len(cs), 0)
-            w = np.repeat(counts, len(cs)) / len(cs)
-            fo = np.repeat(folds, len(cs))
-            raw, like = np.empty(lab.shape), np.empty((len(lab), 1))
-            for f in range(FOLDS + 1):
-                d = np.concatenate([x[:, columns[h]], trunks[f].hidden(x)], 1)
-                wt = np.concatenate([linear[h][f], trunks[f].outer[h]], 1)
-                pen = np.full(d.shape[1], 10.0)
-                pen[: len(columns[h])] = ridges[h]
-                pen[0] = 1.0
-                ww = w * (fo != f)
-                spread = np.linalg.inv((d.T * ww) @ d + np.diag(pen))
-                o = fo == f
-                raw[o] = sigmoid(d[o] @ wt.T)
-                like[o] = 1 / ((d[o] @ spread) * d[o]).sum(1, keepdims=True)
-            strength = _strength(raw, lab, w, base)
-            shrunk = logit((like * raw + strength * base) / (like + strength))
-            curves = np.stack(
-                [fit_curve(shrunk[:, j], lab[:, j], w, float(logit(base[j]))) for j in range(K)]
+        standards = Standards(arrays["centre"], arrays["scale"])
+        return cls(layout, standards, arrays["base"], arrays["inner"], heads)
+
+    def _arrays(self) -> dict[str, FloatArray]:
+        """All arrays by the names that they have in the file."""
+        arrays = {
+            "centre": self.standards.centre,
+            "scale": self.standards.scale,
+            "base": self.base,
+            "inner": self.inner,
+        }
+        for number, head in enumerate(self.heads):
+            for part in fields(head):
+                arrays[f"heads.{number}.{part.name}"] = getattr(head, part.name)
+        return arrays
+
+    @cached_property
+    def _views(self) -> dict[int, _View]:
+        return {}
+
+    def _view(self, state: int) -> _View:
+        if state not in self._views:
+            self._views[state] = self._viewed(state)
+        return self._views[state]
+
+    def _viewed(self, state: int) -> _View:
+        """The head of a state, its inputs that are 0 there left out and those that are 1 added."""
+        mask, first = self.layout.masks[state], 1 + self.num_stages
+        columns = np.flatnonzero(mask[first:])
+        number = self.layout.head_of(state)
+        head, used = self.heads[number], self.layout.used(number)
+        place = np.where(np.arange(len(mask)) < first, 0, np.cumsum(mask) - mask[:first].sum())
+        hidden = self.inner.shape[1]
+        onto = np.zeros((len(used) + hidden, 1 + len(columns) + hidden))
+        kept = np.flatnonzero(mask[used])
+        onto[kept, place[used[kept]]] = 1.0
+        onto[len(used) :, 1 + len(columns) :] = np.eye(hidden)
+        return _View(
+            columns,
+            self.standards.take(columns),
+            self.inner[first + columns],
+            self.inner[:first][mask[:first]].sum(axis=0),
+            Head(head.weights @ onto, onto.T @ head.spread @ onto, head.strength, head.curves),
+        )
+
+
+@dataclass(frozen=True)
+class Description:
+    """What predictor.json says: the features by group and by name, sizes, the arrays' SHA-256."""
+
+    groups: tuple[str, ...]
+    features: dict[str, tuple[str, ...]]
+    stages: int
+    hidden: int
+    sha256: str
+
+    KIND: ClassVar[str] = "quality predictor"
+    VERSION: ClassVar[int] = 2
+
+    @classmethod
+    def of(cls, predictor: Predictor, sha256: str) -> Self:
+        """That of a predictor."""
+        features, hidden = predictor.feature_set, predictor.inner.shape[1]
+        return cls(features.groups, _names(features), predictor.num_stages, hidden, sha256)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What a file says, checked against the features that there are now."""
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(f"{path} cannot be read as JSON: {error}.", fix=FIT_AGAIN) from None
+        found = from_document(cls, plain, cls.KIND, cls.VERSION)
+        known = set(found.groups) <= FEATURE_GROUPS.keys()
+        if not known or found.features != _names(FeatureSet(found.groups)):
+            raise DataError(
+                f"{path}: the predictor reads features that this stepwell does not have.",
+                fix=FIT_AGAIN,
             )
-            out.append(Head(columns[h], wt, spread, strength, curves))
-        info = dict(
-            hidden=trunks[-1].inner.shape[1],
-            linear_s=t1 - t,
-            trunk_s=t2 - t1,
-            rest=time.time() - t2,
-            ridges=ridges,
+        if not 1 <= found.stages <= MOST_STAGES:
+            raise DataError(f"{path}: stages is {found.stages}, expected 1 to {MOST_STAGES}.")
+        return found
+
+
+def _names(features: FeatureSet) -> dict[str, tuple[str, ...]]:
+    return {
+        "prompt": features.prompt_names,
+        "answer": features.answer_names,
+        "pair": features.pair_names,
+    }
+
+
+def _read_arrays(path: Path, sha256: str) -> dict[str, FloatArray]:
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != sha256:
+            problem = f"{path} is damaged: its SHA-256 is not the one in {DESCRIPTION}."
+            raise DataError(problem, fix=FIT_AGAIN)
+        return load(content)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read: {error}.", fix=FIT_AGAIN) from None
+
+
+def _check_shapes(arrays: dict[str, FloatArray], layout: Layout, hidden: int, path: Path) -> None:
+    """Raises DataError where an array is missing, or not of the shape that its sizes imply."""
+    stages, features = layout.num_stages, layout.num_features
+    expected: dict[str, tuple[int | None, ...]] = {
+        "centre": (features,),
+        "scale": (features,),
+        "base": (stages,),
+        "inner": (1 + stages + features, hidden),
+    }
+    for number in range(layout.num_heads):
+        width = len(layout.used(number)) + hidden
+        expected[f"heads.{number}.weights"] = stages, width
+        expected[f"heads.{number}.spread"] = width, width
+        expected[f"heads.{number}.strength"] = (stages,)
+        expected[f"heads.{number}.curves"] = stages, None
+    for name, shape in expected.items():
+        found = arrays[name].shape if name in arrays else ()
+        fits = len(found) == len(shape) and all(
+            size in (None, other) for size, other in zip(shape, found, strict=True)
         )
-        return cls(data.features, K, centre, scale, base, trunks[-1].inner, tuple(out), info)
-
-    def beliefs(self, seen, state):
-        x = _inputs(seen, self.centre, self.scale) * _mask(self.feature_set, state, self.num_stages)
-        h = state if self.num_stages <= MOST_OWN_HEADS else state.bit_length()
-        head = self.heads[h]
-        d = np.concatenate([x[:, head.columns], np.tanh(x @ self.inner)], 1)
-        return head.beliefs(d, self.base)
-
-
-def _used(masks, K):
-    used = masks.any(0)
-    used[1 : 1 + K] &= ~masks[:, 1 : 1 + K].all(0)
-    return used
-
-
-def _mask(features, state, K):
-    run = state >> np.arange(K) & 1 == 1
-    return np.concatenate([[True], run, features.known(state, K)])
-
-
-def _ways(N, K, rng):
-    if K <= MOST_OWN_HEADS:
-        a = np.arange(1 << K)
-        return np.tile(a, (N, 1)), a
-    ways, heads = [], []
-    for k in range(K + 1):
-        top = 1 << k >> 1
-        for c in range(SHARED if k > 2 else max(k, 1)):
-            low = np.full(N, max(top - 1, 0)) if c == 0 else rng.integers(0, max(top, 1), N)
-            ways.append(low | top)
-            heads.append(k)
-    return np.stack(ways, 1), np.array(heads)
-
-
-def _linear(x, labels, counts, folds, base, blocks=None):
-    K = labels.shape[1]
-    N, D = x.shape
-    start = np.zeros((K, D))
-    start[:, 0] = logit(base)
-    w = np.stack([counts * (folds != f) for f in range(FOLDS + 1)])
-    pen = np.repeat(np.array(RIDGES)[:, None], D, 1)
-    pen[:, 0] = 1
-    B = (len(RIDGES), FOLDS + 1, K)
-    beta = fit_logistic(
-        x,
-        np.broadcast_to(labels.T, (*B, N)),
-        np.broadcast_to(w[None, :, None], (*B, N)),
-        np.broadcast_to(pen[:, None, None], (*B, D)),
-        np.broadcast_to(start, (*B, D)),
-    )
-    losses = []
-    for r in range(len(RIDGES)):
-        total = 0.0
-        for f in range(FOLDS):
-            o = folds == f
-            total += sum(log_loss(x[o] @ beta[r, f, j], labels[o, j], counts[o]) for j in range(K))
-        losses.append(total)
-    r = int(np.argmin(losses))
-    return beta[r], RIDGES[r]
-
-
-def _counts(weights, num_prompts):
-    given = np.asarray(weights, dtype=np.float64)
-    scale = given.sum() / (given**2).sum() if num_prompts else 1.0
-    return given * scale
-
-
-def _standardised(data, counts):
-    flat = data.flat()
-    known = np.isfinite(flat)
-    share = known * counts[:, None]
-    total = np.maximum(share.sum(axis=0), 1e-300)
-    values = np.where(known, flat, 0.0)
-    centre = (share * values).sum(axis=0) / total
-    spread = np.sqrt((share * (values - centre) ** 2).sum(axis=0) / total)
-    scale = np.where(spread > 1e-12, spread, 1.0)
-    return _inputs(data, centre, scale), centre, scale
-
-
-def _inputs(data, centre, scale):
-    z = np.clip((data.flat() - centre) / scale, -FARTHEST, FARTHEST)
-    return np.concatenate([np.ones((len(z), 1 + data.num_stages)), np.where(np.isnan(z), 0, z)], 1)
-
-
-def _strength(raw, good, counts, base):
-    if len(good) < 2:
-        return np.full(len(base), STRONGEST)
-    share = counts / counts.sum()
-    shared = share @ ((raw - share @ raw) * (good - share @ good))
-    needed = base * (1.0 - base) / np.maximum(shared, 1e-12) - 1.0
-    return np.clip(needed, 0.0, STRONGEST)
-
-
-def BLOCKS(fs, K):
-    P_, F, G = len(fs.prompt_names), len(fs.answer_names), len(fs.pair_names)
-    later, earlier = np.tril_indices(K, -1)
-    if BLOCK == "kind":
-        flat = [2] * P_ + [3] * (K * F) + [4] * (len(later) * G)
-    elif BLOCK == "stage":
-        flat = (
-            [2] * P_
-            + [3 + k for k in range(K) for _ in range(F)]
-            + [3 + K + l for l in later for _ in range(G)]
-        )
-    elif BLOCK == "feature":
-        n = P_ + K * F + len(later) * G
-        flat = list(range(2, 2 + n))
-    return np.array([0] + [1] * K + flat)
-
-
-def _linear_ev(x, labels, counts, folds, base, blocks):
-    import sys
-
-    sys.path.insert(0, "/tmp/predictor")
-    from ev import evidence
-
-    K = labels.shape[1]
-    N, D = x.shape
-    start = np.zeros((K, D))
-    start[:, 0] = logit(base)
-    w = np.stack([counts * (folds != f) for f in range(FOLDS + 1)])
-    if LEAK:
-        ridge, beta = evidence(x, labels, w[-1:], start, blocks)
-        ridge = np.repeat(ridge, FOLDS + 1, 0)
-    else:
-        ridge, beta = evidence(x, labels, w, start, blocks)
-    B = (FOLDS + 1, K)
-    beta = fit_logistic(
-        x,
-        np.broadcast_to(labels.T, (*B, N)),
-        np.broadcast_to(w[:, None], (*B, N)),
-        np.broadcast_to(ridge[:, None], (*B, D)),
-        np.broadcast_to(start, (*B, D)),
-        guess=np.broadcast_to(beta, (*B, D)),
-    )
-    ridge = ridge[-1]
-    return beta, ridge
+        if not fits:
+            raise DataError(
+                f"{path}: {name} is {list(found)}, expected {list(shape)}.", fix=FIT_AGAIN
+            )

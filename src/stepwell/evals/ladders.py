@@ -175,7 +175,7 @@ _LADDERS = (
     LadderRecipe(
         "sums",
         "A computed answer: the more digits are added up, the larger the stage that gets it right.",
-        (_small(_SUMS, 1200, width=12), _middle(_SUMS, 900), _large(_SUMS, 2000)),
+        (_small(_SUMS, 1200, width=12), _middle(_SUMS, 700), _large(_SUMS, 2000)),
         asked=_sums("+", MILD),
         harder=_SUMS,
         mild=MILD,

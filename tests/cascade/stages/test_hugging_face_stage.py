@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny_models import CONTEXT, PROMPTS, save_tiny, word_tokenizer
+from support.tiny_models import CONTEXT, GREEDY, PROMPTS, save_tiny, word_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stepwell.cascade.stage import Draft, Observe, Reply
@@ -21,7 +21,6 @@ from stepwell.errors import CascadeError, PromptError, WeightsError
 from stepwell.generate.verify import Verified
 from stepwell.model.fingerprint import model_fingerprint
 
-GREEDY: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 12}
 SAMPLED: dict[str, Any] = {"temperature": 0.8, "max_new_tokens": 16, "seed": 3}
 EVERYTHING = Observe(top_logprobs=3, prompt_entropy=True)
 

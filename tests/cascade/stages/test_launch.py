@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.openai_server import wait_until
+from support.processes import free_port, is_gone, wait_until
 
 from stepwell.cascade.stages import launch
 from stepwell.cascade.stages.launch import Launcher
@@ -62,12 +61,6 @@ HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 Make = Callable[..., Launcher]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     path = tmp_path / "server.py"
@@ -93,15 +86,6 @@ def made(script: Path) -> Iterator[Make]:
 def pid_of(launcher: Launcher) -> int:
     assert launcher._process is not None
     return launcher._process.pid
-
-
-def is_gone(group: int) -> bool:
-    """Whether nothing is left of a process group."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 def test_a_server_runs_from_start_to_stop(made: Make) -> None:

@@ -9,7 +9,6 @@ import os
 import random
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from support import gguf_writer
-from support.openai_server import wait_until
+from support.processes import free_port, is_gone, wait_until
 from support.tiny_models import CONTEXT, PROMPTS, save_tiny
 
 from stepwell.cascade.stage import Draft, Observe, Reply
@@ -55,12 +54,6 @@ def python_of_peer(name: str) -> Path:
     if found is None:
         pytest.skip(f"{name} is not installed in the folder that {VARIABLE} names")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def vllm_command(python: Path, model: Path, port: int) -> str:
@@ -111,15 +104,6 @@ def real(
     yield Real(kind, launcher, stage, TextGenerator.load(directory))
     stage.close()
     assert wait_until(lambda: is_gone(group))
-
-
-def is_gone(group: int) -> bool:
-    """Whether nothing is left of a process group."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 def faults(plain: Sequence[Reply], found: Sequence[Reply]) -> list[str]:

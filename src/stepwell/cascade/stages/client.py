@@ -22,7 +22,6 @@ from stepwell.cascade.stages.completions import (
 )
 from stepwell.cascade.stages.connection import NEVER, Connection, Deadline, RefusedError
 from stepwell.cascade.stages.dialects import Dialect, Prompt, answer_body, dialect_named, dialect_of
-from stepwell.errors import StageError
 from stepwell.generate.request import SamplingParams
 
 Value = TypeVar("Value")
@@ -98,7 +97,8 @@ class Client:
         """
         identity = self.identify()
         if identity.dialect.name not in TOKENIZE:
-            raise self.connection.fault("/tokenize", f"is not known of {identity.dialect.name}")
+            problem = f"is not known of {identity.dialect.name}"
+            raise self.connection.senseless("/tokenize", problem)
         path, name = TOKENIZE[identity.dialect.name]
         asked = {"model": identity.model, name: text, "add_special_tokens": special}
         return self._read(path, self.connection.post(path, asked, deadline), read_ids)
@@ -132,7 +132,8 @@ class Client:
         try:
             return read(said)
         except UnreadableError as error:
-            raise self.connection.fault(path, f"was answered an object that {error}") from None
+            problem = f"was answered an object that {error}"
+            raise self.connection.senseless(path, problem) from None
 
     def _asked_identity(self, deadline: Deadline) -> Identity:
         try:
@@ -159,12 +160,11 @@ class Client:
         if self._model is None and len(by_id) == 1:
             return next(iter(by_id.values()))
         wanted = "one" if self._model is None else repr(self._model)
-        error = self.connection.fault(
+        raise self.connection.senseless(
             MODELS,
             f"lists {', '.join(map(repr, by_id)) or 'no model'}, expected {wanted}",
             fix="name one of the server's models as `model:`.",
         )
-        raise StageError(error.problem, fix=error.fix)
 
 
 def _is_model(one: object) -> bool:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from stepwell.errors import ConfigError, StageError
 
@@ -43,6 +43,10 @@ class GoneError(LostError):
 
 class RefusedError(StageError):
     """A request that the server understood and does not take: an answer from 400 to 499."""
+
+
+class SenselessError(StageError):
+    """An answer in which something is missing, or is not what it should be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +88,19 @@ class Connection:
     ) -> None:
         import httpx2
 
-        self.base = base_of(url)
-        self._who = f"Stage {stage!r} at {without_secrets(self.base)}"
+        base = base_of(url)
+        self._who = f"Stage {stage!r} at {without_secrets(base)}"
         self._key, self._timeout_s = api_key, timeout_s
         self._closed = threading.Event()
         self._client = httpx2.Client(
-            base_url=self.base,
+            base_url=without_secrets(base),  # which may be logged
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            auth=None if api_key else _login(base),
             timeout=timeout_s,
             limits=httpx2.Limits(
                 max_connections=connections, max_keepalive_connections=connections
             ),
-            trust_env=urlsplit(self.base).hostname not in LOOPBACK,  # no proxy on the way home
+            trust_env=urlsplit(base).hostname not in LOOPBACK,  # no proxy on the way home
         )
 
     def get(self, path: str, deadline: Deadline = NEVER) -> Mapping[str, Any]:
@@ -113,9 +118,9 @@ class Connection:
         self._closed.set()
         self._client.close()
 
-    def fault(self, path: str, problem: str, *, fix: str = "") -> StageError:
+    def senseless(self, path: str, problem: str, *, fix: str = "") -> SenselessError:
         """The error of an answer that makes no sense."""
-        return StageError(f"{self._who}: {path} {problem}.", fix=fix)
+        return SenselessError(f"{self._who}: {path} {problem}.", fix=fix)
 
     def _ask(
         self, method: str, path: str, body: Mapping[str, Any] | None, deadline: Deadline
@@ -155,7 +160,7 @@ class Connection:
                 raise LateError from None
             problem = f"did not answer within {self._timeout_s:g} s"
             fix = "look after the server, or raise the stage's timeout_s."
-            raise self.fault(path, problem, fix=fix) from None
+            raise StageError(f"{self._who}: {path} {problem}.", fix=fix) from None
         except (httpx2.TransportError, RuntimeError) as error:  # the latter where it was closed
             why = str(error).rstrip(".") or type(error).__name__
             fix = "see whether the server runs and listens there."
@@ -163,7 +168,7 @@ class Connection:
                 return GoneError(f"{self._who} cannot be reached: {why}.", fix=fix)
             return LostError(f"{self._who}: {path} was not answered: {why}.", fix=fix)
         except httpx2.HTTPError as error:  # such as a body that is not compressed as it says
-            raise self.fault(path, f"was answered badly: {error}") from None
+            raise self.senseless(path, f"was answered badly: {error}") from None
 
     def _read(self, answer: httpx2.Response, limit: Deadline) -> bytes:
         """The content; raises a TimeoutException for one that comes too slowly."""
@@ -187,7 +192,7 @@ class Connection:
         problem = f"was answered {status}: {_reason(self._redacted(content))}"
         if 400 <= status < 500 and status not in BUSY:
             return RefusedError(f"{self._who}: {path} {problem}.")
-        return self.fault(path, problem)
+        return StageError(f"{self._who}: {path} {problem}.")
 
     def _parsed(self, path: str, content: bytes) -> Mapping[str, Any]:
         try:
@@ -196,7 +201,7 @@ class Connection:
             said = None
         if not isinstance(said, dict):
             quoted = _quoted(self._redacted(content))
-            raise self.fault(path, f"was answered {quoted}, which is no JSON object")
+            raise self.senseless(path, f"was answered {quoted}, which is no JSON object")
         return said
 
     def _redacted(self, content: bytes) -> bytes:
@@ -225,6 +230,14 @@ def without_secrets(url: str) -> str:
     scheme, separator, rest = url.rpartition("//")
     host, slash, path = rest.partition("/")
     return scheme + separator + host.rpartition("@")[2] + slash + path
+
+
+def _login(url: str) -> tuple[str, str] | None:
+    """The name and password that an address holds."""
+    parts = urlsplit(url)
+    if parts.username is None:
+        return None
+    return unquote(parts.username), unquote(parts.password or "")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -17,11 +17,14 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
 from stepwell.cascade.stages.connection import LOOPBACK, base_of, without_secrets
 from stepwell.errors import ConfigError, StageError
+
+if TYPE_CHECKING:
+    import httpx2
 
 GRACE_S: Final = 10.0
 """Seconds that a server has to end by itself when it is told to."""
@@ -109,7 +112,8 @@ class Launcher:
                 )
             try:
                 self._begin()
-                self._wait_until_healthy()
+                with self._client() as client:
+                    self._wait_until_healthy(client)
             except BaseException:
                 self._end()
                 raise
@@ -119,17 +123,25 @@ class Launcher:
         with self._lock:
             self._end()
 
-    def is_healthy(self, limit_s: float = HEALTH_LIMIT_S) -> bool:
-        """Whether a server answers at the address, within so many seconds, that it is well."""
+    def is_healthy(self) -> bool:
+        """Whether a server answers at the address that it is well."""
+        with self._client() as client:
+            return self._is_well(client, HEALTH_LIMIT_S)
+
+    def _client(self) -> httpx2.Client:
         import httpx2
 
-        limit_s = min(limit_s, HEALTH_LIMIT_S)
-        ours = urlsplit(self.base).hostname in LOOPBACK
-        with httpx2.Client(timeout=limit_s, trust_env=not ours) as client:
-            for path in HEALTH:
-                with suppress(httpx2.HTTPError):
-                    if client.get(self.base + path).status_code == 200:
-                        return True
+        return httpx2.Client(
+            base_url=self._shown, trust_env=urlsplit(self.base).hostname not in LOOPBACK
+        )
+
+    def _is_well(self, client: httpx2.Client, limit_s: float) -> bool:
+        import httpx2
+
+        for path in HEALTH:
+            with suppress(httpx2.HTTPError):
+                if client.get(path, timeout=limit_s).status_code == 200:
+                    return True
         return False
 
     @property
@@ -157,7 +169,7 @@ class Launcher:
                 ) from None
         self._guard = _guard_of(self._process)
 
-    def _wait_until_healthy(self) -> None:
+    def _wait_until_healthy(self, client: httpx2.Client) -> None:
         limit = time.monotonic() + self._start_timeout_s
         while True:
             if self._has_exited():
@@ -170,7 +182,7 @@ class Launcher:
                 problem = f"The server for {self._shown} was not healthy after {waited}"
                 fix = "raise start_timeout_s, or see whether it listens at this address."
                 break
-            if self.is_healthy(left):
+            if self._is_well(client, min(left, HEALTH_LIMIT_S)):
                 return
             time.sleep(POLL_S)
         raise StageError(f"{problem}: {self.last_words or 'it wrote nothing'}", fix=fix)

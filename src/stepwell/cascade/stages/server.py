@@ -194,7 +194,14 @@ class ServerStage:
                 " given.",
                 fix="use vLLM, or run the model with stepwell's own engine.",
             )
-        return score(self._client, way, Given(prompt, answer), NEVER)
+        found = score(way, Given(prompt, answer), NEVER)
+        if found is None:
+            raise StageError(
+                f"Stage {self.name!r}: the tokens of {answer[:20]!r} cannot be told from those of"
+                " the prompt before it.",
+                fix="divide prompt and answer between two words.",
+            )
+        return found
 
     def _found_way(self, prompt: str, deadline: Deadline) -> Way | None:
         """How the server verifies; tried out with the first prompt, and remembered."""
@@ -219,7 +226,7 @@ class ServerStage:
         deadline: Deadline,
         progress: Progress | None,
     ) -> list[Reply]:
-        """What becomes of each job. Raises the first error where none is answered."""
+        """What becomes of each job. Raises the first error where all fail."""
         try:
             check(self._client.identify(deadline).dialect, params)
         except LateError:
@@ -241,7 +248,7 @@ class ServerStage:
             pass  # those that are missing are late
         finally:
             _cancel(futures)
-        if batch.errors and not batch.is_answered:
+        if jobs and len(batch.errors) == len(jobs):
             raise self._explained(batch.errors[0])
         return [replies.get(row, _without_answer("timeout")) for row in range(len(jobs))]
 
@@ -259,14 +266,13 @@ class _Batch:
         self._deadline = deadline
         self._gone: GoneError | None = None
         self.errors: list[StageError] = []
-        self.is_answered = False
 
     def run(self, job: Job) -> Reply:
         """The reply of a job, whatever becomes of it; without trying a server that is gone."""
         if self._gone is not None:
             return self._failed(self._gone)
         try:
-            reply = job(self._deadline)
+            return job(self._deadline)
         except LateError:
             return _without_answer("timeout")
         except GoneError as error:
@@ -274,8 +280,6 @@ class _Batch:
             return self._failed(error)
         except StageError as error:
             return self._failed(error)
-        self.is_answered = True
-        return reply
 
     def _failed(self, error: StageError) -> Reply:
         self.errors.append(error)
@@ -306,7 +310,7 @@ def _verified_reply(found: Verified, observe: Observe) -> Reply:
         len(reading.prompt_ids),
         num_new,
         accepted_tokens=found.kept,
-        rejected_tokens=len(reading.ids) - found.kept,
+        rejected_tokens=found.proposed - found.kept,
     )
     completion = _completion(text, reason, places, usage)
     return Reply(completion, "verified", _likeliest(places, observe))

@@ -17,9 +17,8 @@ from typing import Final, NamedTuple, Protocol
 
 from stepwell.cascade.stages.client import Client
 from stepwell.cascade.stages.completions import Place, Told
-from stepwell.cascade.stages.connection import Deadline, GoneError, RefusedError
+from stepwell.cascade.stages.connection import Deadline, RefusedError, SenselessError
 from stepwell.cascade.stages.dialects import Prompt
-from stepwell.errors import StageError
 from stepwell.generate.request import SamplingParams
 from stepwell.generate.transcript import StopMatcher
 
@@ -82,16 +81,17 @@ class Verified:
 
 
 def way_of(client: Client, prompt: str, deadline: Deadline) -> Way | None:
-    """How this server verifies, tried out on a prompt; None where it cannot."""
+    """How this server verifies, tried out on a prompt; None where it cannot.
+
+    Raises StageError where that cannot be said now.
+    """
     kind = WAYS.get(client.identify().dialect.verifying)
     if kind is None:
         return None
     way = kind(client)
     try:
         return way if way.works(prompt, deadline) else None
-    except GoneError:
-        raise
-    except StageError:
+    except (RefusedError, SenselessError):
         return None
 
 
@@ -102,8 +102,8 @@ class ByIds:
         self._client = client
 
     def works(self, prompt: str, deadline: Deadline) -> bool:
-        """Whether ranks are told of this prompt; raises StageError where they are not."""
-        ids = self._client.tokens(prompt, deadline)
+        """Whether ranks are told of this prompt; raises where they are not."""
+        ids = self._client.tokens(prompt, deadline)[:2]  # short, so that nothing else is wrong
         self._client.answer(ids, GREEDY, 1, deadline, prompt_logprobs=1)
         return True
 
@@ -151,12 +151,12 @@ class ByEcho:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def works(self, prompt: str, deadline: Deadline) -> bool:
+    def works(self, _: str, deadline: Deadline) -> bool:
         """Whether each token has the log-probability of its own place.
 
         Without a token that begins a text, llama-cpp-python tells that of the place behind it.
         """
-        return bool(self._client.tokens("", deadline)) and bool(prompt)
+        return bool(self._client.tokens("", deadline))
 
     def read(
         self, given: Given, params: SamplingParams, num_likeliest: int, deadline: Deadline
@@ -228,15 +228,11 @@ def verify(
     return Verified(reading, kept, text, rest, ended)
 
 
-def score(client: Client, way: Way, given: Given, deadline: Deadline) -> tuple[float, ...]:
-    """The log-probability of each token of a text behind a prompt."""
+def score(way: Way, given: Given, deadline: Deadline) -> tuple[float, ...] | None:
+    """The log-probability of each token of a text; None where it grows together with its prompt."""
     params = SamplingParams(temperature=0.0, max_new_tokens=2**31 - 1)
     reading = way.read(given, params, 1, deadline)
-    if reading is None:
-        raise client.connection.fault(
-            "/v1/completions", f"cannot tell the tokens of {given.text[:20]!r} from its prompt's"
-        )
-    return tuple(place.logprob for place in reading.places)
+    return None if reading is None else tuple(place.logprob for place in reading.places)
 
 
 def _spell(pieces: Sequence[str], text: str) -> bool:

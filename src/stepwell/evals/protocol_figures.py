@@ -1,0 +1,110 @@
+"""The pictures of an evaluation of cascades, one set a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from stepwell.cascade.tuning import LAMBDAS
+from stepwell.evals.cascade import LADDER, MIXING, SHOWN_LAMBDAS
+from stepwell.evals.cascade_figures import difficulty_chart
+from stepwell.evals.protocol_summary import Line, TaskSummary
+from stepwell.evals.protocol_tables import mean_by_depth
+from stepwell.report.figure import Chart, Series, Style
+
+
+def pictures(summary: TaskSummary) -> dict[str, Chart]:
+    """All of them by name: frontier, lambda, reliability, depth."""
+    return {
+        "frontier": frontier_chart(summary),
+        "lambda": lambda_chart(summary),
+        "reliability": reliability_chart(summary),
+        "depth": depth_chart(summary),
+    }
+
+
+def frontier_chart(summary: TaskSummary) -> Chart:
+    """What rules reach over their settings, and where every rule stands at its own."""
+    numbers, rules = summary.numbers, [row.name for row in summary.first.rules]
+    quality = [numbers[f"rule/{name}/quality"] for name in rules]
+    points = Series(
+        "each rule at its setting",
+        [numbers[f"rule/{name}/cost"].estimate for name in rules],
+        [each.estimate for each in quality],
+        [each.low for each in quality],
+        [each.high for each in quality],
+        style="points",
+        labels=rules,
+    )
+    return Chart(
+        f"Cost against quality: {summary.name}",
+        x_label=(
+            f"cost, seconds at batch {summary.first.batch} relative to always the largest stage"
+        ),
+        y_label="right answers",
+        series=[*map(_frontier_series, summary.frontier), points],
+        note="Lines: by mixing settings. Means over seeds.",
+        y_percent=True,
+    )
+
+
+def lambda_chart(summary: TaskSummary) -> Chart:
+    """How the price of a failure moves cost and quality, replayed; beside it what came live."""
+    return Chart(
+        f"The price of a failure: {summary.name}",
+        x_label="lambda",
+        y_label="share",
+        series=[
+            Series("right answers", LAMBDAS, summary.sweep.quality),
+            Series("cost of always the largest", LAMBDAS, summary.sweep.cost),
+            *_live_points(summary),
+        ],
+        x_log=True,
+        y_percent=True,
+        note="Lines: replayed. Points: live, with 95% intervals.",
+    )
+
+
+def reliability_chart(summary: TaskSummary) -> Chart:
+    """How often answers are right that are believed in so far, bins of all seeds."""
+    series = []
+    for place, name in enumerate(summary.first.stages):
+        rows = [trial.calibration[place] for trial in summary.trials]
+        believed = [value for row in rows for value in row.believed]
+        found = [value for row in rows for value in row.found]
+        series.append(Series(name, believed, found, style="points"))
+    return Chart(
+        f"Beliefs against answers: {summary.name}",
+        x_label="believed, mean of a bin",
+        y_label="right answers",
+        series=[*series, Series("borne out exactly", [0.0, 1.0], [0.0, 1.0], style="reference")],
+        note="Bins of equal weight, of every seed; each stage's own answer, all up to it run.",
+        x_percent=True,
+        y_percent=True,
+    )
+
+
+def depth_chart(summary: TaskSummary) -> Chart:
+    """Right answers of each stage by difficulty."""
+    found = mean_by_depth([trial.by_depth for trial in summary.trials])
+    return difficulty_chart(summary.first.stages, found.groups, np.array(found.right))
+
+
+def _frontier_series(line: Line) -> Series:
+    style: Style = "reference" if line.name == MIXING else "line"
+    name = f"{line.name}, all settings" if line.name == LADDER else line.name
+    return Series(name, line.cost, line.quality, style=style)
+
+
+def _live_points(summary: TaskSummary) -> Iterator[Series]:
+    for name, kind in (("right answers, live", "good"), ("cost, live", "cost")):
+        found = [summary.numbers[f"lambda/{lam:g}/{kind}"] for lam in SHOWN_LAMBDAS]
+        yield Series(
+            name,
+            SHOWN_LAMBDAS,
+            [each.estimate for each in found],
+            [each.low for each in found],
+            [each.high for each in found],
+            style="points",
+        )
