@@ -14,8 +14,7 @@ import pytest
 from stepwell.cascade.collect import Collected, collect
 from stepwell.cascade.collection import PART, Asked, Collection
 from stepwell.cascade.features import select
-from stepwell.cascade.splits import splits
-from stepwell.errors import CascadeError, ConfigError, StageError
+from stepwell.errors import CascadeError, StageError
 from stepwell.tasks.questions import Question
 
 PROMPTS = ["a>", "b>", "c>"]
@@ -239,32 +238,3 @@ def test_a_damaged_part_is_named_and_an_unfinished_one_is_asked_again(
         collection.read()
     collection.collect(asker.questions[:10], asker)
     assert json.loads((tmp_path / "part-00000.json").read_text()) == texts
-
-
-# -- splits ----------------------------------------------------------------------------------
-
-SHARES = {"predictor": 0.5, "calibration": 0.3, "test": 0.2}
-
-
-def test_a_question_lies_in_one_split_and_always_in_the_same() -> None:
-    keys = [f"question {number % 4000}" for number in range(5000)]
-    rows = splits(keys, SHARES)
-    assert (sum(rows.values()) == 1).all()
-    for name, share in SHARES.items():
-        assert rows[name].mean() == pytest.approx(share, abs=0.02)
-        chosen = {key for key, inside in zip(keys, rows[name], strict=True) if inside}
-        others = {key for key, inside in zip(keys, rows[name], strict=True) if not inside}
-        assert not chosen & others
-    backwards = splits(keys[::-1], SHARES)
-    np.testing.assert_array_equal(backwards["test"][::-1], rows["test"])
-    by_place = np.arange(len(keys)) % 7 == 0
-    places = {key for key, inside in zip(keys, by_place, strict=True) if inside}
-    assert places & {key for key, inside in zip(keys, by_place, strict=True) if not inside}, (
-        "a control: dealt out by place, a question that comes twice lies in two splits"
-    )
-
-
-@pytest.mark.parametrize("shares", [{}, {"a": 0.5}, {"a": 1.5, "b": -0.5}])
-def test_shares_that_make_no_whole_are_refused(shares: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="expected to sum to 1"):
-        splits(["x"], shares)

@@ -19,7 +19,7 @@ from stepwell.cascade.build import trainer_config
 from stepwell.cascade.costs import measure_costs
 from stepwell.cascade.fitted import Fitted
 from stepwell.cascade.ladder import LadderConfig, PolicyConfig, fitted_directory
-from stepwell.cascade.stage import load_stages
+from stepwell.cascade.stages.load import load_stages
 from stepwell.evals.facts_ladder import ask_all, facts_ladder
 from stepwell.model.presets import presets
 from stepwell.tasks import Corpus, Facts, Task, VariableRenaming

@@ -17,6 +17,8 @@ from stepwell.evals.cascade import (
     MYOPIC,
     OPEN_LOOP,
     ORACLE,
+    ROUTER,
+    STAGE_ORACLE,
     THRESHOLD,
     Bench,
     Comparison,
@@ -87,7 +89,7 @@ def test_the_ladders_row_is_what_it_does_live(world: Any) -> None:
 def test_tuned_baselines_reach_the_target_in_expectation(world: Any) -> None:
     bench = in_sample(world)
     tuned = {rule.name: bench.row(rule) for rule in bench.simpler() if rule.name != EVERY}
-    assert set(tuned) == {MIXING, THRESHOLD, MYOPIC, OPEN_LOOP}
+    assert set(tuned) == {MIXING, THRESHOLD, ROUTER, MYOPIC, OPEN_LOOP}
     for row in tuned.values():
         assert row.quality == pytest.approx(bench.target, abs=1e-9)
     assert tuned[THRESHOLD].batched < tuned[MIXING].batched - 0.01
@@ -100,24 +102,24 @@ def test_mixing_two_settings_is_at_least_as_cheap_as_any_single_one(world: Any) 
     bench = in_sample(world)
     threshold = next(bench.row(rule) for rule in bench.simpler() if rule.name == THRESHOLD)
     confidence = bench._calibration_confidence
-    for rule in tune_thresholds(confidence, bench.calibration, bench.units, levels=6):
-        outcome = rule.run(confidence, bench.calibration, bench.units)
+    for rule in tune_thresholds(confidence, bench.calibration, bench._known, levels=6):
+        outcome = rule.run(confidence, bench.calibration, bench._known)
         if bench.calibration.mean(outcome.good) >= bench.target:
             assert threshold.batched <= bench.calibration.mean(outcome.cost) + 1e-9
 
 
 def test_the_floor_is_below_every_rule_at_equal_quality(comparison: Comparison) -> None:
     rows = comparison.rows
-    assert rows[-1].name == ORACLE
+    assert [row.name for row in rows[-2:]] == [STAGE_ORACLE, ORACLE]
     floor, cheapest = rows[-1], rows[0]
     reached = hull(
         np.array([cheapest.batched, floor.batched]), np.array([cheapest.quality, floor.quality])
     )
-    for row in rows[:-1]:
+    for row in rows[:-2]:
         assert reached.cost_at(row.quality) <= row.batched + 1e-12
         assert row.quality <= floor.quality
     dearer = hull(np.array([0.1, 2 * floor.batched]), np.array([cheapest.quality, floor.quality]))
-    assert any(dearer.cost_at(row.quality) > row.batched for row in rows[:-1])
+    assert any(dearer.cost_at(row.quality) > row.batched for row in rows[:-2])
 
 
 def test_differences_are_the_ladder_minus_the_rule(comparison: Comparison) -> None:
@@ -127,6 +129,7 @@ def test_differences_are_the_ladder_minus_the_rule(comparison: Comparison) -> No
         EVERY,
         MIXING,
         THRESHOLD,
+        ROUTER,
         MYOPIC,
         OPEN_LOOP,
     ]
@@ -161,6 +164,34 @@ def test_what_is_believed_of_answers_is_borne_out(comparison: Comparison) -> Non
     for stage in comparison.reliability:
         assert stage.error < 0.1
         assert stage.auroc > 0.8
+
+
+def test_gains_are_what_the_largest_adds_to_the_best_at_hand(
+    world: Any, comparison: Comparison
+) -> None:
+    assert [gain.name for gain in comparison.gains] == ["small", "middle"]
+    data = world.data("test")
+    paths = data.paths(world.fitted.predictor)
+    beliefs, good = paths.after(0b11), data.good
+    best = beliefs[:, :2].argmax(axis=1)
+    found = good[:, 2] - good[np.arange(len(good)), best]
+    believed = beliefs[:, 2] - beliefs[np.arange(len(good)), best]
+    gain = comparison.gains[1]
+    assert gain.brier == pytest.approx(np.average((believed - found) ** 2, weights=data.weights))
+    assert gain.auroc > 0.6
+    shuffled = np.random.default_rng(0).permutation(found)
+    assert gain.brier < np.average((believed - shuffled) ** 2, weights=data.weights)
+
+
+def test_what_is_served_is_what_a_budget_mixes(world: Any) -> None:
+    """Of two policies each prompt is served by the one that it draws live."""
+    cascade = world.cascade(**{"lambda": {"budget": 0.47}})
+    outcome = Bench(cascade, world.data("calibration"), world.data("test")).served()
+    answers = cascade.generate_batch(world.prompts("test"))
+    names = [stage.name for stage in cascade.stages]
+    runs = [[name in {v.stage for v in answer.trace} for name in names] for answer in answers]
+    np.testing.assert_array_equal(outcome.stages_run, runs)
+    assert 0 < cascade.rule().share < 1
 
 
 def test_costs_must_have_been_measured_alone_too(world: Any) -> None:

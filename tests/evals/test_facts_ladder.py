@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from stepwell.cascade.ladder import LadderConfig
-from stepwell.evals.facts_ladder import SPLITS, FactsData, ask_all, facts_ladder
+from stepwell.cascade.prepare import TURNS
+from stepwell.evals.facts_ladder import FactsData, ask_all, facts_ladder
 from stepwell.tasks.facts import Facts
 
 TASK = Facts(facts=600)
@@ -35,7 +36,7 @@ def data(answer: Callable[..., Any], scripted: Callable[..., Any]) -> FactsData:
 
 
 def test_splits_share_no_fact_and_leave_none_out(data: FactsData) -> None:
-    keys = [{fact.prompt for fact in data.examples_of(split)} for split in SPLITS]
+    keys = [{fact.prompt for fact in data.examples_of(split)} for split in TURNS]
     assert [len(each) for each in keys] == [200, 200, 200]
     assert set.union(*keys) == {fact.prompt for fact in TASK.all()}
 
@@ -43,11 +44,11 @@ def test_splits_share_no_fact_and_leave_none_out(data: FactsData) -> None:
 def test_splits_are_stratified_by_rank(data: FactsData) -> None:
     """Of any three neighbouring ranks each split has one; random splits would differ in weight."""
     rank = {fact.prompt: place for place, fact in enumerate(TASK.all())}
-    for split in SPLITS:
+    for split in TURNS:
         ranks = [rank[fact.prompt] for fact in data.examples_of(split)]
         assert ranks == sorted(ranks)
         assert set(np.diff(ranks)) == {3}
-    good = [np.average(data.split(split).good[:, 0]) for split in SPLITS]
+    good = [np.average(data.split(split).good[:, 0]) for split in TURNS]
     assert max(good) - min(good) <= 0.01
 
 
@@ -55,11 +56,11 @@ def test_each_fact_weighs_as_often_as_it_is_drawn(data: FactsData) -> None:
     share = 1 / (np.arange(TASK.facts) + TASK.offset)
     share /= share.sum()
     np.testing.assert_allclose(data.collected.weights, share, rtol=1e-9)
-    for place, split in enumerate(SPLITS):
+    for place, split in enumerate(TURNS):
         part = data.split(split)
-        np.testing.assert_allclose(part.weights, share[place :: len(SPLITS)], rtol=1e-9)
+        np.testing.assert_allclose(part.weights, share[place :: len(TURNS)], rtol=1e-9)
         texts = [fact.answer for fact in data.examples_of(split)]
-        assert [done.text for done in part.answers[1]] == texts
+        assert list(part.texts[1]) == texts
         assert (part.good[:, 1] == 1).all()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stepwell.errors import ShapeError
-from stepwell.evals.reliability import reliability
+from stepwell.evals.reliability import reliability, reliability_of_gain
 
 
 def test_two_bins_by_hand() -> None:
@@ -69,3 +69,23 @@ def test_equal_beliefs_share_a_bin() -> None:
 def test_shapes_that_do_not_match_are_a_typed_error() -> None:
     with pytest.raises(ShapeError, match=r"expected \[N\] each"):
         reliability("x", np.ones(3), np.ones(2), np.ones(3))
+
+
+def test_a_gain_is_reliable_as_counted_by_hand() -> None:
+    gains = np.array([0.5, 0.5, -0.2, -0.2])
+    found = np.array([1.0, 0.0, 0.0, -1.0])
+    made = reliability_of_gain("x", gains, found, np.ones(4))
+    assert made.error == pytest.approx((abs(0.5 - 0.5) + abs(-0.2 + 0.5)) / 2)
+    assert made.brier == pytest.approx((0.25 + 0.25 + 0.04 + 0.64) / 4)
+    assert made.auroc == pytest.approx((1.0 + 1.0 + 0.5) / 3)
+    np.testing.assert_allclose(made.believed, [-0.2, 0.5])
+    np.testing.assert_allclose(made.found, [-0.5, 0.5])
+
+
+def test_a_gain_foretold_the_wrong_way_round_is_not_reliable() -> None:
+    gains, found = np.array([0.9, 0.8, -0.7]), np.array([1.0, 1.0, -1.0])
+    right = reliability_of_gain("x", gains, found, np.ones(3))
+    wrong = reliability_of_gain("x", -gains, found, np.ones(3))
+    assert right.auroc == 1.0
+    assert wrong.auroc == 0.0
+    assert wrong.error > right.error + 1

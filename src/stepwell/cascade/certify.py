@@ -111,17 +111,22 @@ class Certificate:
 
 
 def order_path(
-    calibration: Paths, costs: npt.ArrayLike, grid: Iterable[tuple[float, float]] = GRID
+    calibration: Paths,
+    costs: npt.ArrayLike,
+    grid: Iterable[tuple[float, float]] = GRID,
+    *,
+    quoted: npt.ArrayLike | None = None,
 ) -> tuple[Policy, ...]:
     """Policies fitted at each (lambda, kappa) of a grid, in the order in which to test them.
 
     Safest first, by excess loss on the calibration paths; of equally safe ones the dearest. Each is
-    cheaper there than all before it, so that the last one certified is the one to serve.
+    cheaper there than all before it, so that the last one certified is the one to serve. costs and
+    quoted are as in `fit`.
     """
     tried: list[tuple[float, float, int, Policy]] = []
     for lam, kappa in grid:
-        policy = fit(calibration, costs, lam, kappa)
-        outcome = policy.run(calibration, costs)
+        policy = fit(calibration, costs, lam, kappa, quoted=quoted)
+        outcome = policy.run(calibration, costs, quoted)
         lost = calibration.mean((calibration.good[:, -1] - outcome.good).clip(min=0.0))
         tried.append((lost, -calibration.mean(outcome.cost), len(tried), policy))
     path: list[Policy] = []

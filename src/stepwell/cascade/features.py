@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from typing import NamedTuple
 
@@ -230,13 +230,20 @@ class Seen:
 
     def flat(self) -> FloatArray:
         """All of it as one row a prompt, [N, D]: prompt, answers by stage, pairs by later stage."""
-        later, earlier = np.tril_indices(self.num_stages, -1)
+        later, earlier = _pairs_of(self.num_stages)
         parts = self.prompt, self.answers, self.pairs[:, later, earlier]
         return np.concatenate([part.reshape(len(self), -1) for part in parts], axis=1)
 
     def take(self, rows: IntArray | BoolArray | slice) -> Seen:
         """The same for some of the prompts."""
         return Seen(self.features, self.prompt[rows], self.answers[rows], self.pairs[rows])
+
+
+@cache
+def _pairs_of(num_stages: int) -> tuple[IntArray, IntArray]:
+    """Places of all pairs of a later and an earlier stage, counted from 0."""
+    later, earlier = np.tril_indices(num_stages, -1)
+    return later.astype(np.int64), earlier.astype(np.int64)
 
 
 def _prompt(prompts: Sequence[str]) -> FloatArray:

@@ -14,16 +14,17 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from typing import ClassVar, Final, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from stepwell.cascade.certify import Certificate, certify, order_path
 from stepwell.cascade.collect import Collected
 from stepwell.cascade.costs import Costs, UnitCosts
 from stepwell.cascade.documents import from_document, to_document
-from stepwell.cascade.ladder import Budget, Certified, LadderConfig
+from stepwell.cascade.ladder import Budget, CertificateConfig, Certified, LadderConfig
 from stepwell.cascade.paths import FloatArray, Paths
 from stepwell.cascade.predictor import Predictor
 from stepwell.cascade.stage import Stage
@@ -32,9 +33,6 @@ from stepwell.cascade.tuning import LAMBDAS, fit_budget, fit_quality
 from stepwell.config import fingerprint, read_json, write_atomically, write_json
 from stepwell.errors import CascadeError, DataError, FormatError, StepwellError
 from stepwell.storage.staging import staged
-
-if TYPE_CHECKING:
-    from stepwell.cascade.certify import Certificate
 
 QUALITY_MARGIN: Final = 0.005  # on calibration prompts, so that new ones stay within a point
 MOST_POLICIES: Final = 256  # kept solved; a server is asked for any number of lambdas
@@ -74,7 +72,7 @@ class Head:
     """
 
     stages: tuple[str, ...]
-    lam: float | None
+    lam: float
     files: dict[str, str]
     seal: str = ""
 
@@ -152,7 +150,12 @@ class Fitted:
 
     def certify(self, config: LadderConfig, data: Collected) -> Certificate:
         """Test rules of rising thrift on prompts that nothing else has seen; see certify.py."""
-        raise NotImplementedError
+        asked = config.policy.lam
+        terms = asked.certificate if isinstance(asked, Certified) else CertificateConfig()
+        path = order_path(self.calibration, self.steps(config), quoted=self.mean_steps(config))
+        return certify(
+            path, data.paths(self.predictor), terms.epsilon, terms.delta, prompts=data.prompts
+        )
 
     def rule(self, config: LadderConfig, lam: float | None = None) -> Rule:
         """What decides at a lambda, or where none is given as the ladder file says."""
@@ -174,11 +177,12 @@ class Fitted:
 
     def mean_steps(self, config: LadderConfig) -> FloatArray:
         """The same in the mean, [K, K]: what is known when deciding."""
-        if not len(self.calibration):
-            return UnitCosts.of(self.costs, config).steps(np.zeros((1, *self.accepted.shape[1:])))[
-                0
-            ]
-        mean: FloatArray = np.average(self.steps(config), axis=0, weights=self.calibration.weights)
+        steps = self.steps(config)
+        if not len(steps):
+            steps = UnitCosts.of(self.costs, config).steps(np.zeros((1, *self.accepted.shape[1:])))
+            first: FloatArray = steps[0]
+            return first
+        mean: FloatArray = np.average(steps, axis=0, weights=self.calibration.weights)
         return mean
 
     def save(self, directory: str | Path) -> None:
@@ -188,7 +192,7 @@ class Fitted:
             self.costs.save(new / COSTS)
             write_atomically(new / CALIBRATION, save(self._arrays()))
             if self.certificate is not None:
-                write_json(new / CERTIFICATE, self.certificate.plain())
+                write_json(new / CERTIFICATE, self.certificate.to_plain())
             names = sorted(path.name for path in new.iterdir() if path.name in _FILES)
             digests = {name: _digest(new / name) for name in names}
             head = Head(self.fingerprints, self.lam, digests).sealed()
@@ -233,7 +237,7 @@ class Fitted:
             return self._certified(config, asked)
         if asked != "auto":
             return self._solved(config, asked)
-        if certificate is not None and certificate.certified:
+        if certificate is not None and certificate.lam is not None:
             return self._solved(config, certificate.lam, certificate.kappa)
         return self._solved(config, self.lam)
 
@@ -243,7 +247,7 @@ class Fitted:
         policy = fit(
             self.calibration, self.steps(config), lam, doubt, quoted=self.mean_steps(config)
         )
-        covered = self.certificate is not None and self.certificate.covers(lam, doubt)
+        covered = self.certificate is not None and self.certificate.covers(policy)
         return Rule.of(policy, certified=covered)
 
     def _within(self, config: LadderConfig, budget: float) -> Rule:
@@ -272,7 +276,7 @@ class Fitted:
                 f" {wanted.delta:g}.",
                 fix=FIT_AGAIN,
             )
-        if not certificate.certified:
+        if certificate.lam is None:
             largest = self.predictor.num_stages
             return Rule.of(always(largest, largest), certified=True)
         return self._solved(config, certificate.lam, certificate.kappa)

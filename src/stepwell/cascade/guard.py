@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 from stepwell.cascade.stage import Draft, Reply, Stage
@@ -78,10 +79,9 @@ class Guard:
         if not self.is_up:
             down = Failure("down", f"not asked again yet: {self._problem}")
             return self._noted([down] * len(prompts))
-        if drafts is None:
-            work = lambda: self.stage.generate(prompts, deadline_s=limit_s, **asked)  # noqa: E731
-        else:
-            work = lambda: self.stage.verify(prompts, drafts, deadline_s=limit_s, **asked)  # noqa: E731
+        work = partial(self.stage.generate, prompts, deadline_s=limit_s, **asked)
+        if drafts is not None:
+            work = partial(self.stage.verify, prompts, drafts, deadline_s=limit_s, **asked)
         try:
             replies = work() if limit_s is None else self._in_time(work, limit_s)
             if len(replies) != len(prompts):

@@ -86,14 +86,14 @@ def fit_by_evidence(
         np.ones((num_ways * num_kinds, num_inputs)),
         np.tile(start, (num_ways, 1)),
     )
-    beta_BD = problem.start_BD
+    beta_BD, moves_F1 = problem.start_BD, torch.ones(num_ways, 1, dtype=torch.bool)
     for _ in range(EVIDENCE_STEPS):
         problem.ridge_BD = ridge_FD.repeat_interleave(num_kinds, dim=0)
         beta_BD = problem.solve(beta_BD, ROUGHLY)
-        found_FD = _most_evident(problem, beta_BD, ridge_FD)
-        moved = (found_FD / ridge_FD).log().abs().max().item()
+        found_FD = torch.where(moves_F1, _most_evident(problem, beta_BD, ridge_FD), ridge_FD)
+        moves_F1 = ((found_FD / ridge_FD).log().abs() > EVIDENCE_TOLERANCE).any(dim=1, keepdim=True)
         ridge_FD = found_FD
-        if moved < EVIDENCE_TOLERANCE:
+        if not bool(moves_F1.any()):
             break
     problem.ridge_BD = ridge_FD.repeat_interleave(num_kinds, dim=0)
     beta_BD = problem.solve(beta_BD)

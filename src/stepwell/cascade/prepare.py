@@ -25,7 +25,7 @@ from stepwell.cascade.costs import Costs, measure_costs
 from stepwell.cascade.features import FeatureSet, select
 from stepwell.cascade.fitted import Fitted
 from stepwell.cascade.ladder import LadderConfig, collected_directory, fitted_directory
-from stepwell.cascade.paths import BoolArray
+from stepwell.cascade.paths import IntArray
 from stepwell.cascade.splits import splits
 from stepwell.cascade.stage import Stage
 from stepwell.config import fingerprint
@@ -136,7 +136,7 @@ class Preparation:
         rows = self.rows(collected)
         certification = rows.get("certification")
         for name in ("predictor", "calibration"):
-            if not rows[name].any():
+            if not len(rows[name]):
                 raise CascadeError(
                     f"Of {len(collected)} questions none is left for the {name} split.",
                     fix="collect more: `stepwell cascade collect --num-samples 2000`.",
@@ -152,11 +152,11 @@ class Preparation:
         fitted.save(self.fitted)
         return fitted
 
-    def rows(self, collected: Collected) -> dict[str, BoolArray]:
-        """Which questions serve what, [N] each: a question in one split only, and always in it."""
+    def rows(self, collected: Collected) -> dict[str, IntArray]:
+        """The questions that serve each purpose: each of them one only, and always the same."""
         if self._is_facts:
             turns = np.arange(len(collected)) % len(TURNS)
-            return {name: turns == place for place, name in enumerate(TURNS)}
+            return {name: np.flatnonzero(turns == place) for place, name in enumerate(TURNS)}
         return splits(collected.prompts, SHARES)
 
     @property

@@ -56,7 +56,7 @@ class Verdict:
     """Decisions for N prompts in one state, as `Decision` has them for one."""
 
     going: BoolArray  # [N]
-    stage: IntArray  # [N], the stage to run next where going; what would be run next elsewhere
+    stage: IntArray  # [N], the stage to run next where going; elsewhere `best`
     best: IntArray  # [N], the stage seen whose answer is believed in most; 0 in state 0
     kept: FloatArray  # [N], the belief in it
     advantage: FloatArray  # [N]
@@ -145,15 +145,16 @@ class Policy:
                 f"state {state} with beliefs {list(beliefs.shape)}, "
                 f"expected a state of {self.num_stages} stages and [N, {self.num_stages}]."
             )
-        own = self.costs if costs is None else costs
-        paid = incremental_costs(own, len(beliefs), self.num_stages)
+        if len(beliefs) == 1 and costs is None and available is None:
+            return self._verdict_of_one(state, beliefs[0])
+        paid, ways = self._paid_and_ways(costs, len(beliefs))
         seen, last = np.array(self._stages_of[state], dtype=np.int64), state.bit_length()
-        outlook = look_ahead(state, beliefs, paid, detours(paid), self.price)
+        outlook = look_ahead(state, beliefs, paid, ways, self.price)
         if available is not None:
             possible = available.copy()
             possible[:, seen - 1] = True
             hoped = np.where(possible, beliefs, 0.0)
-            outlook = look_ahead(state, hoped, paid, detours(paid), self.price)
+            outlook = look_ahead(state, hoped, paid, ways, self.price)
             outlook.plans[~available[:, last:]] = np.inf
         best = np.zeros(len(beliefs), dtype=np.int64)
         if state:
@@ -162,7 +163,8 @@ class Policy:
             nowhere = np.zeros(len(beliefs))
             return Verdict(nowhere > 0, best, best, outlook.kept, nowhere)
         going, action, advantage = self._choose(outlook)
-        return Verdict(going, last + 1 + action, best, outlook.kept, advantage)
+        onward = np.where(going, last + 1 + action, best)
+        return Verdict(going, onward, best, outlook.kept, advantage)
 
     def run(
         self,
@@ -181,6 +183,37 @@ class Policy:
 
         paid = self.costs if costs is None else costs
         return replay(paths, paid, self.price, rule, quoted=quoted)
+
+    def _verdict_of_one(self, state: int, beliefs: FloatArray) -> Verdict:
+        """The verdict of a single prompt, without the price of arrays."""
+        seen = self._stages_of[state]
+        made = self.decide(state.bit_length(), beliefs, seen=seen)
+        best = max(seen, key=lambda stage: float(beliefs[stage - 1]), default=0)
+        kept = float(beliefs[best - 1]) if seen else 0.0
+        return Verdict(
+            np.array([not made.stop]),
+            np.array([made.stage]),
+            np.array([best]),
+            np.array([kept]),
+            np.array([made.advantage]),
+        )
+
+    @cached_property
+    def _own_steps(self) -> tuple[FloatArray, FloatArray]:
+        """The policy's own costs and detours, both [1, K, K]."""
+        paid = incremental_costs(self.costs, 1, self.num_stages)
+        return paid, detours(paid)
+
+    def _paid_and_ways(
+        self, costs: npt.ArrayLike | None, count: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """Costs and detours of so many prompts, both [N, K, K]."""
+        if costs is not None:
+            paid = incremental_costs(costs, count, self.num_stages)
+            return paid, detours(paid)
+        shape = (count, self.num_stages, self.num_stages)
+        paid, ways = self._own_steps
+        return np.broadcast_to(paid, shape), np.broadcast_to(ways, shape)
 
     def _choose(self, outlook: Outlook) -> tuple[BoolArray, IntArray, FloatArray]:
         if self.tables:

@@ -22,6 +22,7 @@ from stepwell.device import set_threads
 from stepwell.report.figure import Column, Table
 
 if TYPE_CHECKING:
+    from stepwell.cascade.certify import Certificate
     from stepwell.cascade.collect import Collected
     from stepwell.cascade.costs import Costs
     from stepwell.cascade.fitted import Fitted
@@ -123,7 +124,7 @@ def prepared(output: Output, ladder: Path, compute: ComputeFlags) -> Iterator[Pr
     if compute.threads:
         set_threads(compute.threads)
     config = LadderConfig.read(ladder)
-    build_missing(config, ladder.parent, lambda name, run: _train(output, name, run))
+    build_missing(config, ladder.parent, lambda _, run: _train(output, run))
     options: dict[str, Any] = {
         "device": compute.device,
         "dtype": compute.dtype,
@@ -137,11 +138,10 @@ def prepared(output: Output, ladder: Path, compute: ComputeFlags) -> Iterator[Pr
         close_stages(stages)
 
 
-def _train(output: Output, name: str, config: TrainerConfig) -> None:
+def _train(output: Output, config: TrainerConfig) -> None:
     """Train one stage; Ctrl-C saves, and the same command goes on."""
     from stepwell.train.trainer import Trainer
 
-    output.note(f"Training {name} ...")
     progress = TrainingProgress(output)
     with stop_on_interrupt(lambda: output.warn("saving after this step ...")) as requested:
         Trainer(config).train(progress=progress, stop_requested=requested)
@@ -202,8 +202,19 @@ def what_was_fitted(fitted: Fitted, preparation: Preparation) -> list[str]:
     lines = [f"lambda, the price of a failure: {lam:.3g}"]
     certificate = fitted.certificate
     if certificate is not None:
-        lines.append(certificate.in_words())
+        lines.append(certified_in_words(certificate))
     return lines
+
+
+def certified_in_words(certificate: Certificate) -> str:
+    """What a certificate promises, or why it promises nothing."""
+    terms = (
+        f"excess loss at most {certificate.epsilon:.0%} with probability"
+        f" {1 - certificate.delta:.0%}, from {certificate.prompts:,} prompts"
+    )
+    if certificate.certified:
+        return f"certified: {terms}, {certificate.failures} of them failures"
+    return f"not certified ({terms} could not be shown)"
 
 
 def _right(preparation: Preparation, collected: Collected) -> dict[str, float]:
@@ -221,5 +232,5 @@ def _plain_fit(fitted: Fitted, preparation: Preparation) -> dict[str, Any]:
     return {
         "fitted": str(preparation.fitted),
         "lambda": fitted.lambda_for(preparation.config),
-        "certificate": None if certificate is None else certificate.plain(),
+        "certificate": None if certificate is None else certificate.to_plain(),
     }

@@ -25,6 +25,7 @@ from stepwell.cascade.collect import Collected
 from stepwell.cascade.costs import Costs
 from stepwell.cascade.fitted import Fitted
 from stepwell.cascade.ladder import LadderConfig
+from stepwell.cascade.paths import IntArray
 from stepwell.cascade.pipeline import Cascade
 from stepwell.cascade.prepare import Preparation, first_prompts
 from stepwell.cascade.stage import Stage
@@ -85,13 +86,17 @@ class Prepared:
     collected: Collected
     fitted: Fitted
 
+    def places(self, name: str) -> IntArray:
+        """The numbers of the questions of one split."""
+        return np.arange(len(self.collected))[self.preparation.rows(self.collected)[name]]
+
     def split(self, name: str) -> Collected:
         """The answers to the questions of one split."""
-        return self.collected.take(self.preparation.rows(self.collected)[name])
+        return self.collected.take(self.places(name))
 
     def asked(self, name: str) -> Asked:
         """The questions of one split."""
-        rows = np.flatnonzero(self.preparation.rows(self.collected)[name]).tolist()
+        rows = self.places(name).tolist()
         items = [self.questions.items[row] for row in rows]
         graders = tuple(item.grade for item in items)
         if self.preparation.config.questions.checker == "agreement":
@@ -191,7 +196,7 @@ class Trial:
             arrays=digests[1],
             batch=comparison.batch,
             stages=tuple(stage.name for stage in prepared.preparation.stages),
-            counts={name: int(rows.sum()) for name, rows in parts.items()},
+            counts={name: len(prepared.places(name)) for name in parts},
             gates=gates(*labels, fitted.costs, comparison.batch, floor),
             won=shares_won(test.good, test.weights),
             by_depth=by_depth(collected.good, collected.depths),
@@ -330,8 +335,10 @@ def certificate_of(fitted: Fitted, served: Pass, test: Collected) -> Certificate
     held = fitted.certificate
     if held is None:
         return Certificate(None, None, None, None, "nothing was certified", excess)
-    lam = held.lam if held.certified else None
-    return Certificate(bool(held.certified), held.epsilon, held.delta, lam, held.in_words(), excess)
+    words = f"{held.failures} of {held.prompts:,} questions lost"
+    if not held.certified:
+        words = f"always the largest: no rule passed on {held.prompts:,} questions"
+    return Certificate(held.certified, held.epsilon, held.delta, held.lam, words, excess)
 
 
 def _finite(value: float) -> float | None:

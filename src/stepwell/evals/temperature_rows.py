@@ -83,7 +83,7 @@ def vote(samples: Sequence[Sample]) -> tuple[Sample, float]:
 
 def summarise(
     prompts: Sequence[Sequence[Sample]],
-    weights: Sequence[int],
+    weights: Sequence[float],
     thresholds: Sequence[float],
     *,
     resamples: int = 2_000,

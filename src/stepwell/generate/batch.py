@@ -73,7 +73,9 @@ class Batch:
             for number, (request, prefix) in enumerate(zip(requests, prefixes, strict=True)):
                 missing = set(range(request.sampling.n)) - answers[number].keys()
                 if missing:
-                    asked = replace(request, choices=tuple(sorted(missing)))
+                    asked = request
+                    if answers[number]:
+                        asked = replace(request, choices=tuple(sorted(missing)))
                     handle = self._submitted(asked, number if len(requests) > 1 else None)
                     transcripts = transcripts_of(handle, self._tokenizer, prefix, stream=False)
                     self._open[handle] = _Open(number, prefix, transcripts)

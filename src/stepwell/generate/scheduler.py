@@ -53,6 +53,7 @@ class Scheduler:
         A choice whose prompt another choice is putting into the cache lets others pass.
         """
         passed = []
+        promised = sum(blocks_for(len(other.pending)) for other in self._running)
         while self._waiting and self._cache.num_free:
             entry = heapq.heappop(self._waiting)
             sequence = entry[1]
@@ -61,9 +62,11 @@ class Scheduler:
             sibling = _sibling(sequence)
             if sibling is not None and not self._holds_prompt(sibling):
                 passed.append(entry)
-            elif not self._start(sequence, sibling):
+            elif not self._start(sequence, sibling, promised):
                 passed.append(entry)
                 break
+            else:
+                promised += blocks_for(len(sequence.pending))
         for entry in passed:
             heapq.heappush(self._waiting, entry)
 
@@ -90,15 +93,17 @@ class Scheduler:
         """Whether its whole prompt is in the cache: not yet, where it was preempted and is back."""
         return self._cache.length(sequence.row) >= len(sequence.request.prompt_ids)
 
-    def _start(self, sequence: Sequence, sibling: Sequence | None) -> bool:
-        """Whether the sequence could be given a row, and blocks enough to begin with."""
+    def _start(self, sequence: Sequence, sibling: Sequence | None, promised: int) -> bool:
+        """Whether the sequence could be given a row, and blocks enough to begin with.
+
+        promised: the blocks that those who run have yet to fill.
+        """
         if sibling is not None and not sequence.generated:
             return self._start_from(sibling, sequence)
         most = min(len(sequence.pending) - 1, sequence.handle.shares_from)
         keys = sequence.handle.block_keys[: most // BLOCK]
         row = self._cache.allocate()
         known = self._cache.adopt(row, keys)
-        promised = sum(blocks_for(len(other.pending)) for other in self._running)
         needed = blocks_for(len(sequence.pending) - known)
         while self._running and promised + needed > self._cache.blocks.num_available:
             if not self._spare():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Series
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -188,10 +188,8 @@ class TextGenerator:
             )
         if isinstance(prompts, str):
             raise PromptError("A batch is a list of prompts, not one text.", fix="use [prompt].")
-        requests = [
-            replace(request, deadline_s=deadline_s)
-            for request in self._requests(prompts, self._params(sampling), interventions, record)
-        ]
+        params = self._params(sampling)
+        requests = self._requests(prompts, params, interventions, record, deadline_s)
         drafts = _one_each(draft, requests)
 
         def submit(request: Request) -> Handle:
@@ -291,11 +289,12 @@ class TextGenerator:
         params: SamplingParams,
         interventions: Series[Intervention],
         record: Record | None,
+        deadline_s: float | None = None,
     ) -> list[Request]:
         """One request for each prompt, as `long_prompt` says."""
-        changes = parse_interventions(interventions)
+        changes, limit = parse_interventions(interventions), deadline_s
         return [
-            Request(self._fitted(ids, params), params, changes, record=record)
+            Request(self._fitted(ids, params), params, changes, record=record, deadline_s=limit)
             for ids in self.encode(prompts)
         ]
 
