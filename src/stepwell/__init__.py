@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from stepwell.evals.evaluate import evaluate as evaluate
     from stepwell.evals.lm_eval import lm_eval_model as lm_eval_model
     from stepwell.evals.math_answer import check_math as check_math
+    from stepwell.evals.profile.cascade import profile_cascade as profile_cascade
     from stepwell.evals.profile.run import profile_inference as profile_inference
+    from stepwell.evals.protocol import evaluate_cascade as evaluate_cascade
     from stepwell.evals.temperature import temperature_study as temperature_study
     from stepwell.generate.conversation import Conversation as Conversation
     from stepwell.generate.engine import InferenceEngine as InferenceEngine
+    from stepwell.generate.finished_draft import FinishedDraft as FinishedDraft
     from stepwell.generate.recording_files import read_recording as read_recording
     from stepwell.generate.recording_files import write_recording as write_recording
     from stepwell.generate.request import Request as Request
@@ -68,6 +71,7 @@ _HOMES = {
     "Cascade": "stepwell.cascade.pipeline",
     "Conversation": "stepwell.generate.conversation",
     "Example": "stepwell.tasks",
+    "FinishedDraft": "stepwell.generate.finished_draft",
     "InferenceEngine": "stepwell.generate.engine",
     "LoraConfig": "stepwell.train.config",
     "ModelConfig": "stepwell.model.config",
@@ -92,6 +96,7 @@ _HOMES = {
     "attribute_patches": "stepwell.study.attribute",
     "check_math": "stepwell.evals.math_answer",
     "evaluate": "stepwell.evals.evaluate",
+    "evaluate_cascade": "stepwell.evals.protocol",
     "head_scores": "stepwell.study.head_scores",
     "heatmap": "stepwell.study.heatmap",
     "lm_eval_model": "stepwell.evals.lm_eval",
@@ -102,6 +107,7 @@ _HOMES = {
     "patch_heads": "stepwell.study.patch",
     "patch_positions": "stepwell.study.patch",
     "presets": "stepwell.model.presets",
+    "profile_cascade": "stepwell.evals.profile.cascade",
     "profile_inference": "stepwell.evals.profile.run",
     "read_recording": "stepwell.generate.recording_files",
     "save_model": "stepwell.model.weights",

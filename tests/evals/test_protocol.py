@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.tiny_ladders import tiny_ladder
 
 from stepwell.errors import CascadeError, UsageError
 from stepwell.evals.cascade import LADDER
+from stepwell.evals.ladders import LadderRecipe, StageRecipe
 from stepwell.evals.live import LOOKUP
 from stepwell.evals.protocol import Evaluation, evaluate_cascade
-from stepwell.evals.protocol_trial import Event
+from stepwell.evals.protocol_summary import summarise
+from stepwell.evals.protocol_tasks import arena_of_recipe
+from stepwell.evals.protocol_trial import Event, Trial
+from stepwell.tasks.arithmetic import Arithmetic
 from stepwell.train.trainer import Trainer
-from support.tiny_ladders import tiny_ladder
 
 STEPS = ["train small", "train large", "collect", "calibrate", "fit", "replay rules", "run live"]
 PICTURES = {f"tiny-{name}.png" for name in ("frontier", "lambda", "reliability", "depth")}
@@ -203,6 +208,33 @@ def test_there_must_be_something_to_evaluate(tmp_path: Path) -> None:
         evaluate_cascade(tasks=(), directory=tmp_path)
     with pytest.raises(UsageError, match="seeds is 0"):
         evaluate_cascade(seeds=0, directory=tmp_path)
+
+
+def test_a_recipe_is_certified_and_asked_harder_questions_too(tmp_path: Path) -> None:
+    """Four of ten questions teach beliefs, two are for each of the rest; none is in two splits."""
+    task = partial(Arithmetic, digits=1, operations="+")
+    taught = lambda seed: task(terms=6, seed=seed)  # noqa: E731
+    sizes = (("small", 16, 4), ("large", 32, 30))
+    recipe = LadderRecipe(
+        "short-sums",
+        "Sums of a few digits.",
+        tuple(StageRecipe(name, 1, width, 2, taught, n, 64, 1e-2) for name, width, n in sizes),
+        asked=lambda seed: task(terms=4, seed=seed),
+        harder=taught,
+        mild=4,
+    )
+    arena = arena_of_recipe(recipe)
+    result, arrays = Trial(arena, 1, tmp_path, 240, lambda event: None).run()
+    assert sum(result.counts.values()) == 240
+    assert set(result.counts) == {"predictor", "calibration", "certification", "test"}
+    assert min(result.counts.values()) > 20
+    assert result.certificate.epsilon == 0.02
+    assert result.shift is not None
+    assert [row.name for row in result.shift.rows] == [row.name for row in result.rules]
+    assert 10 < result.shift.questions < 40  # a fifth of half as many
+    summary = summarise(arena, [(result, arrays)])
+    assert summary.numbers["shift/refitted/quality"].estimate == result.shift.refitted.quality
+    assert "fit, harder" in result.seconds
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def fitted() -> Fitted:
 
 
 def strike(number: int) -> tuple[str, int, bool, str]:
-    """One batch with one fault: which it was, whether it struck, and what went wrong, if anything."""
+    """One batch with one fault: which it was, whether it struck, what went wrong, if anything."""
     chance = random.Random(number)
     fault, target = chance.choice(["kill", "hang", "nan"]), chance.randrange(3)
     struck = [

@@ -87,7 +87,7 @@ class Collection:
         self,
         questions: Sequence[Question],
         ask: Callable[[Sequence[Question]], Collected],
-        on_part: Callable[[int], None] = lambda done: None,
+        on_part: Callable[[int], object] = int,
     ) -> Collected:
         """The answers to all questions, those that are missing asked for now, part by part.
 

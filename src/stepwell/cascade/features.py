@@ -232,7 +232,8 @@ class Seen:
         """All of it as one row a prompt, [N, D]: prompt, answers by stage, pairs by later stage."""
         later, earlier = _pairs_of(self.num_stages)
         parts = self.prompt, self.answers, self.pairs[:, later, earlier]
-        return np.concatenate([part.reshape(len(self), -1) for part in parts], axis=1)
+        rows = [part.reshape(len(self), math.prod(part.shape[1:])) for part in parts]
+        return np.concatenate(rows, axis=1)
 
     def take(self, rows: IntArray | BoolArray | slice) -> Seen:
         """The same for some of the prompts."""

@@ -71,8 +71,7 @@ def fit_by_evidence(
     design is [N, D], its first column constant; labels [K, N]; weights [F, N]; start [K, D]. The
     constant is held to its start by one prompt. Each other input has a ridge that all K share: the
     one of most evidence, so that an input which tells nothing is as good as left out (MacKay 1992,
-    The evidence framework applied to classification networks, equation 4.3 of the interpolation
-    paper).
+    Bayesian interpolation; The evidence framework applied to classification networks).
     """
     import torch
 

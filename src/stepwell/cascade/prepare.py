@@ -3,18 +3,19 @@
 Owns the order of these steps, what each leaves beside the ladder file, and which question serves
 what: learning beliefs, solving the rule, certifying it, judging it. No question serves two.
 
-    LADDER.collected/   the answers, and costs.json
+    LADDER.collected/   the answers, and costs.json with what was measured to what it is true of
     LADDER.fitted/      what `Cascade.load` reads
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 
@@ -22,14 +23,20 @@ from stepwell.cascade.build import trainer_config
 from stepwell.cascade.collect import Collected, collect
 from stepwell.cascade.collection import Asked, Collection
 from stepwell.cascade.costs import Costs, measure_costs
+from stepwell.cascade.documents import from_document, to_document
 from stepwell.cascade.features import FeatureSet, select
 from stepwell.cascade.fitted import Fitted
-from stepwell.cascade.ladder import LadderConfig, collected_directory, fitted_directory
+from stepwell.cascade.ladder import (
+    Certified,
+    LadderConfig,
+    collected_directory,
+    fitted_directory,
+)
 from stepwell.cascade.paths import IntArray
 from stepwell.cascade.splits import splits
 from stepwell.cascade.stage import Stage
-from stepwell.config import fingerprint
-from stepwell.errors import CascadeError, ConfigError
+from stepwell.config import fingerprint, read_json, write_json
+from stepwell.errors import CascadeError, ConfigError, DataError, UsageError
 from stepwell.tasks.base import Task, task_from_plain
 from stepwell.tasks.facts import Facts
 from stepwell.tasks.questions import Question, Questions
@@ -44,6 +51,19 @@ TURNS: Final = ("predictor", "calibration", "test")
 """Splits of facts, dealt out in turn by rank: what was not taught cannot be asked, and no two facts
 are independent draws, so that nothing about them is certified."""
 COSTS: Final = "costs.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Costs, and the fingerprint of all that they depend on but the machine."""
+
+    of: str
+    costs: Costs
+
+    KIND: ClassVar[str] = "measured costs"
+    VERSION: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -67,15 +87,35 @@ class Preparation:
     def questions(self, count: int | None = None) -> Questions:
         """What the stages are asked: so many of the source's questions, all where it ends.
 
-        Raises ConfigError where the ladder does not say what to ask.
+        Raises ConfigError where the ladder does not say what to ask, DataError where its file does
+        not hold it.
         """
+        if count is not None and count < 1:
+            raise UsageError(f"{count} questions are to be asked, expected 1 or more.")
         asked = self.config.questions
         if asked.file is not None:
-            return Questions.read(self.ladder_file.parent / asked.file, end=count)
+            found = Questions.read(self.ladder_file.parent / asked.file)
+            return replace(found, items=found.items[:count])  # its source is that of all rows
         task = self.task()
         if isinstance(task, Facts):
             return Questions.of_facts(task)
         return Questions.of_task(task, 0, count)
+
+    def check(self) -> None:
+        """Raise at once what would be raised after training and asking; needs no stages."""
+        _ = self.features
+        self.questions(1)
+        if not isinstance(self.config.policy.lam, Certified) or self._certifies:
+            return
+        why = (
+            "no two facts are independent draws"
+            if self._is_facts
+            else "it counts answers that are right or wrong, not the shares of several rollouts"
+        )
+        raise ConfigError(
+            f"{self.ladder_file} asks for a certificate, which this ladder cannot have: {why}.",
+            fix="say `lambda: auto`, a number or a budget.",
+        )
 
     def task(self) -> Task:
         """The task that is asked: the file's own, or what all stages were trained on."""
@@ -94,7 +134,7 @@ class Preparation:
         return tasks[0]
 
     def collect(
-        self, questions: Questions, on_part: Callable[[int], None] = lambda done: None
+        self, questions: Questions, on_part: Callable[[int], None] = lambda _: None
     ) -> Collected:
         """All stages' answers to the questions; those that are there are not asked for again."""
 
@@ -112,24 +152,32 @@ class Preparation:
 
     def calibrate(self, prompts: Sequence[str]) -> Costs:
         """What an answer of each stage costs here and now, kept beside the answers."""
-        rows = min(self.config.serving.max_rows, len(prompts))
+        rows = self.config.serving.max_rows
         costs = measure_costs(
             self.stages,
-            prompts,
+            list(itertools.islice(itertools.cycle(prompts), rows)),
             batches=(rows, 1),
             observe=self.features.observe,
             prices=[stage.price for stage in self.config.stages],
             sampling=self.config.sampling,
         )
-        directory = collected_directory(self.ladder_file)
-        directory.mkdir(parents=True, exist_ok=True)
-        costs.save(directory / COSTS)
+        path = collected_directory(self.ladder_file) / COSTS
+        path.parent.mkdir(parents=True, exist_ok=True)
+        measured = Measured(self._measured_of, costs)
+        write_json(path, to_document(measured, Measured.KIND, Measured.VERSION))
         return costs
 
     def costs(self) -> Costs | None:
-        """The costs that were measured before, None where there are none."""
+        """The costs that were measured before; None where there are none of this very ladder."""
         path = collected_directory(self.ladder_file) / COSTS
-        return Costs.load(path) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            found = from_document(Measured, read_json(path), Measured.KIND, Measured.VERSION)
+        except (ConfigError, DataError) as error:
+            logger.warning("%s is damaged and counts for nothing: %s", path, error.problem)
+            return None
+        return found.costs if found.of == self._measured_of else None
 
     def fit(self, collected: Collected, costs: Costs) -> Fitted:
         """Fit predictor and rule, certify where questions are independent, and save all of it."""
@@ -157,7 +205,25 @@ class Preparation:
         if self._is_facts:
             turns = np.arange(len(collected)) % len(TURNS)
             return {name: np.flatnonzero(turns == place) for place, name in enumerate(TURNS)}
-        return splits(collected.prompts, SHARES)
+        served = {name: SHARES[name] for name in SHARES if name in TURNS or self._certifies}
+        return splits(collected.prompts, served)
+
+    @property
+    def _certifies(self) -> bool:
+        return not self._is_facts and self.config.questions.rollouts == 1
+
+    @property
+    def _measured_of(self) -> str:
+        """What costs are true of: stages and prices, rows at once, what is asked and observed."""
+        return fingerprint(
+            {
+                "stages": [stage.fingerprint for stage in self.stages],
+                "prices": [stage.price and stage.price.plain() for stage in self.config.stages],
+                "rows": self.config.serving.max_rows,
+                "features": self.features.groups,
+                "sampling": self.config.sampling,
+            }
+        )
 
     @property
     def _is_facts(self) -> bool:

@@ -12,12 +12,13 @@ from rich.text import Text
 
 from stepwell.cli.compute import ComputeFlags
 from stepwell.cli.console import Output, OutputFlags, finite
+from stepwell.cli.faults import one_line
 from stepwell.cli.flags import given_values, model_flags, with_flags
 from stepwell.cli.progress import GenerationProgress
-from stepwell.cli.prompts import Prompt, read_prompts
+from stepwell.cli.prompts import Prompt, check_prompts, read_prompts
 from stepwell.config import write_atomically
 from stepwell.device import set_threads
-from stepwell.errors import UsageError
+from stepwell.errors import PromptError, UsageError
 from stepwell.generate.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from stepwell.cascade.pipeline import Cascade
 
 SAMPLING: Final = Group("Sampling", "What is not given is as the ladder file says.", sort_key=20)
+SHOWN: Final = 40
+"""Characters of a prompt that an error quotes."""
 FLAGS: Final = model_flags(SamplingParams, SAMPLING, without=("n", "logprobs"), show_defaults=False)
 
 
@@ -66,21 +69,18 @@ def _run(
         Where the answers go, a line each, in the same order.
     """
     with output.open() as opened:
-        asked = [Prompt(text, None, "") for text in prompts]
+        asked = [Prompt(text, None, f"prompt {text[:SHOWN]!r}") for text in prompts]
         asked += read_prompts(input_file) if input_file is not None else []
         if not asked:
             raise UsageError("There is no prompt.", fix="give one, or a file with --input.")
         if input_file and output_file and output_file.exists() and output_file.samefile(input_file):
             raise UsageError(f"{output_file} is the input.", fix="give another file to --output.")
         with load_cascade(ladder, compute) as cascade:
+            _check(cascade, asked)
             options = {"lam": lam, "deadline_s": deadline_s, **given_values(FLAGS, given)}
             answers = _answer(opened, cascade, asked, options)
         _show(opened, asked, answers, output_file, trace=trace)
-        failed = [answer for answer in answers if answer.stopped == "failed"]
-        if failed:
-            problem = failed[0].completion.error
-            opened.warn(f"{len(failed)} of {len(answers)} prompts got no answer: {problem}")
-    return 1 if failed else 0
+        return 1 if _warn(opened, answers) else 0
 
 
 run: Callable[..., int] = with_flags(_run, FLAGS)
@@ -99,6 +99,24 @@ def load_cascade(ladder: Path, compute: ComputeFlags) -> Cascade:
         weights=compute.weights,
         strict=compute.strict,
     )
+
+
+def _check(cascade: Cascade, prompts: Sequence[Prompt]) -> None:
+    """Nothing; raises PromptError for a prompt that no stage can answer, as far as is known."""
+    from stepwell.cascade.stages.local import LocalStage
+
+    local = [stage.generator for stage in cascade.stages if isinstance(stage, LocalStage)]
+    if len(local) < len(cascade.stages):
+        return
+    for prompt in prompts:
+        refused: list[PromptError] = []
+        for generator in local:
+            try:
+                check_prompts(generator, [prompt])
+            except PromptError as error:
+                refused.append(error)
+        if len(refused) == len(local):
+            raise refused[-1]
 
 
 def _answer(
@@ -134,6 +152,22 @@ def _show(
     )
 
 
+def _warn(output: Output, answers: Sequence[Answer]) -> int:
+    """Say which stages failed, and how many prompts have no answer, which is returned."""
+    faults: dict[str, list[str]] = {}
+    for answer in answers:
+        for visit in answer.trace:
+            if visit.fault is not None:
+                faults.setdefault(visit.stage, []).append(one_line(visit.problem))
+    asked = len(answers)
+    for stage, problems in faults.items():
+        output.warn(f"stage {stage} failed at {len(problems)} of {asked} prompts: {problems[0]}")
+    failed = sum(answer.stopped == "failed" for answer in answers)
+    if failed:
+        output.warn(f"{failed} of {asked} prompts got no answer.")
+    return failed
+
+
 def _plain(prompt: Prompt, answer: Answer) -> dict[str, Any]:
     """An answer as JSON holds it, without the tokens."""
     known = {} if prompt.id is None else {"id": prompt.id}
@@ -146,7 +180,7 @@ def _view(prompts: Sequence[Prompt], answers: Sequence[Answer], *, trace: bool) 
     for prompt, answer in zip(prompts, answers, strict=True):
         path = " > ".join(visit.stage for visit in answer.trace)
         shown.append(prompt.text, style="dim")
-        shown.append(answer.text, style="bold")
+        shown.append(answer.text or ("(no answer)" * (answer.stopped == "failed")), style="bold")
         shown.append(f"   {path}   believed {answer.p_good:.0%}   cost {answer.cost:.3f}\n", "dim")
         for visit in answer.trace if trace else ():
             shown.append(f"    {_told(visit)}\n", "red" if visit.fault else "dim")
@@ -157,7 +191,7 @@ def _view(prompts: Sequence[Prompt], answers: Sequence[Answer], *, trace: bool) 
 def _told(visit: Visit) -> str:
     """One stage's part in an answer, in a line."""
     if visit.fault is not None:
-        return f"{visit.stage}: no answer ({visit.fault}): {visit.problem}"
+        return f"{visit.stage}: no answer ({visit.fault}): {one_line(visit.problem)}"
     how = f"{visit.accepted_tokens} of {visit.new_tokens} tokens drafted"
     return (
         f"{visit.stage}: {visit.answer!r}   {how if visit.mode == 'verified' else 'anew'}"

@@ -124,6 +124,7 @@ def prepared(output: Output, ladder: Path, compute: ComputeFlags) -> Iterator[Pr
     if compute.threads:
         set_threads(compute.threads)
     config = LadderConfig.read(ladder)
+    Preparation(ladder, config, ()).check()
     build_missing(config, ladder.parent, lambda _, run: _train(output, run))
     options: dict[str, Any] = {
         "device": compute.device,
@@ -156,9 +157,7 @@ def collected_for(output: Output, preparation: Preparation, count: int) -> Colle
         return preparation.collect(questions, progress.update)
 
 
-def costs_for(
-    output: Output, preparation: Preparation, *, measured_anew: bool = False
-) -> Costs:
+def costs_for(output: Output, preparation: Preparation, *, measured_anew: bool = False) -> Costs:
     """What answers cost: as measured before, unless that is not there or not wanted."""
     from stepwell.cascade.prepare import first_prompts
 

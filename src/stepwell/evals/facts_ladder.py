@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 
 from stepwell.cascade.collect import Collected, collect
-from stepwell.cascade.ladder import LadderConfig
 from stepwell.cascade.features import select
+from stepwell.cascade.ladder import LadderConfig
 from stepwell.cascade.paths import BoolArray, FloatArray
 from stepwell.cascade.prepare import TURNS
 from stepwell.cascade.stage import Stage

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from stepwell.cascade.tuning import LAMBDAS
-from stepwell.evals.cascade import LADDER, MIXING, SHOWN_LAMBDAS
+from stepwell.evals.cascade import LADDER, MIXING, ORACLE, SHOWN_LAMBDAS, STAGE_ORACLE
 from stepwell.evals.cascade_figures import difficulty_chart
 from stepwell.evals.protocol_summary import Line, TaskSummary
 from stepwell.evals.protocol_tables import mean_by_depth
@@ -25,26 +24,29 @@ def pictures(summary: TaskSummary) -> dict[str, Chart]:
 
 
 def frontier_chart(summary: TaskSummary) -> Chart:
-    """What rules reach over their settings, and where every rule stands at its own."""
-    numbers, rules = summary.numbers, [row.name for row in summary.first.rules]
-    quality = [numbers[f"rule/{name}/quality"] for name in rules]
-    points = Series(
-        "each rule at its setting",
-        [numbers[f"rule/{name}/cost"].estimate for name in rules],
-        [each.estimate for each in quality],
-        [each.low for each in quality],
-        [each.high for each in quality],
-        style="points",
-        labels=rules,
-    )
+    """What rules reach over their settings, and where every rule stands at its own.
+
+    Simpler rules lie close together, so that they are numbered, and named in the note.
+    """
+    rules = [row.name for row in summary.first.rules]
+    fixed = [f"always {stage}" for stage in summary.first.stages]
+    simpler = [name for name in rules if name not in (*fixed, LADDER, ORACLE, STAGE_ORACLE)]
+    numbers = [str(number) for number in range(1, len(simpler) + 1)]
+    named = ", ".join(f"{number} {name}" for number, name in zip(numbers, simpler, strict=True))
+    points = [
+        _points(summary, "always one stage", fixed, summary.first.stages),
+        _points(summary, "simpler rules", simpler, numbers),
+        _points(summary, "ladder, its own lambda", [LADDER]),
+        _points(summary, STAGE_ORACLE, [name for name in rules if name == STAGE_ORACLE]),
+    ]
     return Chart(
         f"Cost against quality: {summary.name}",
         x_label=(
             f"cost, seconds at batch {summary.first.batch} relative to always the largest stage"
         ),
         y_label="right answers",
-        series=[*map(_frontier_series, summary.frontier), points],
-        note="Lines: by mixing settings. Means over seeds.",
+        series=[*map(_frontier_series, summary.frontier), *points],
+        note=f"Lines: by mixing settings. {named}.",
         y_percent=True,
     )
 
@@ -56,8 +58,8 @@ def lambda_chart(summary: TaskSummary) -> Chart:
         x_label="lambda",
         y_label="share",
         series=[
-            Series("right answers", LAMBDAS, summary.sweep.quality),
-            Series("cost of always the largest", LAMBDAS, summary.sweep.cost),
+            Series("right answers", summary.sweep.lambdas, summary.sweep.quality),
+            Series("cost of always the largest", summary.sweep.lambdas, summary.sweep.cost),
             *_live_points(summary),
         ],
         x_log=True,
@@ -89,6 +91,22 @@ def depth_chart(summary: TaskSummary) -> Chart:
     """Right answers of each stage by difficulty."""
     found = mean_by_depth([trial.by_depth for trial in summary.trials])
     return difficulty_chart(summary.first.stages, found.groups, np.array(found.right))
+
+
+def _points(
+    summary: TaskSummary, title: str, rules: Sequence[str], labels: Sequence[str] = ()
+) -> Series:
+    """Where some rules stand at their settings."""
+    quality = [summary.numbers[f"rule/{name}/quality"] for name in rules]
+    return Series(
+        title,
+        [summary.numbers[f"rule/{name}/cost"].estimate for name in rules],
+        [each.estimate for each in quality],
+        [each.low for each in quality],
+        [each.high for each in quality],
+        style="points",
+        labels=labels,
+    )
 
 
 def _frontier_series(line: Line) -> Series:

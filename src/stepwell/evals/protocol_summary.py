@@ -56,11 +56,19 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """The ladder's mean cost and quality over seeds at each of some lambdas, replayed."""
+
+    lambdas: tuple[float, ...]
+    cost: tuple[float, ...]
+    quality: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class TaskSummary:
     """One task over its seeds: the trials, what they say together, and the verdicts.
 
-    frontier: what each curve reaches by mixing its settings. sweep: the ladder's mean cost and
-    quality at each lambda of `LAMBDAS`, replayed.
+    frontier: what each curve reaches by mixing its settings.
     """
 
     name: str
@@ -70,7 +78,7 @@ class TaskSummary:
     acceptance: Acceptance
     verdicts: tuple[Verdict, ...]
     frontier: tuple[Line, ...]
-    sweep: Line
+    sweep: Sweep
 
     @property
     def first(self) -> TrialResult:
@@ -121,12 +129,13 @@ def frontier(trials: Sequence[tuple[TrialResult, Arrays]]) -> Iterator[Line]:
         yield Line(name, tuple(cost.tolist()), tuple(quality.tolist()))
 
 
-def sweep(trials: Sequence[tuple[TrialResult, Arrays]]) -> Line:
-    """The ladder's means at each lambda."""
+def sweep(trials: Sequence[tuple[TrialResult, Arrays]]) -> Sweep:
+    """The ladder's means at each lambda of its curve."""
     number = trials[0][0].curves.index(LADDER)
     points = [_points(arrays, number) for _, arrays in trials]
     cost, quality = np.mean(points, axis=0)
-    return Line(LADDER, tuple(cost.tolist()), tuple(quality.tolist()))
+    lambdas = trials[0][1]["lambdas"]
+    return Sweep(tuple(lambdas.tolist()), tuple(cost.tolist()), tuple(quality.tolist()))
 
 
 def lambda_numbers(trials: Sequence[tuple[TrialResult, Arrays]]) -> dict[str, Interval]:

@@ -30,6 +30,7 @@ from stepwell.cascade.pipeline import Cascade
 from stepwell.cascade.prepare import Preparation, first_prompts
 from stepwell.cascade.stage import Stage
 from stepwell.cascade.stages.load import close_stages, load_stages
+from stepwell.cascade.tuning import LAMBDAS
 from stepwell.config import fingerprint
 from stepwell.errors import CascadeError
 from stepwell.evals.cascade import LADDER, ORACLE, Bench, Comparison, compare
@@ -121,7 +122,8 @@ class Trial:
         """What the trial finds, or found before."""
         config = self.arena.ladder(self.seed)
         plain = config.model_dump(mode="json", by_alias=True)
-        asked = fingerprint([self.arena.name, self.seed, self.num_questions, plain])
+        given = None if self.arena.given is None else dict(self.arena.given.source)
+        asked = fingerprint([self.arena.name, self.seed, self.num_questions, plain, given])
         known = read_trial(self.directory, asked)
         if known is not None:
             self._tell("trial", "kept")
@@ -136,6 +138,7 @@ class Trial:
         return result, arrays
 
     def _write_ladders(self, config: LadderConfig) -> None:
+        self.arena.write_given(self.directory)
         names = [LADDER_FILE, *([SHIFTED_FILE] if self.arena.shifted else [])]
         for name in names:
             path = self.directory / name
@@ -314,10 +317,14 @@ class _TrainingTold:
 
 
 def replay_arrays(comparison: Comparison, cascade: Cascade) -> Arrays:
-    """What each rule did, by question: rules [R, N], and each curve's settings [S, N]."""
+    """What each rule did, by question: rules [R, N], and each curve's settings [S, N].
+
+    Those of the ladder are the lambdas [S].
+    """
     flops = cascade.fitted.costs.flops()
     arrays = {
         "weights": comparison.weights,
+        "lambdas": np.array(LAMBDAS),
         "rule_good": np.stack([rule.good for rule in comparison.replays]),
         "rule_cost": np.stack([rule.cost for rule in comparison.replays]),
         "rule_flops": np.stack([rule.runs @ (flops / flops[-1]) for rule in comparison.replays]),

@@ -1,4 +1,4 @@
-"""Where the time of one prompt went on its way through a ladder: by stage, and what deciding took."""
+"""Where the time of one prompt went on its way through a ladder: by stage, and for deciding."""
 
 from __future__ import annotations
 
