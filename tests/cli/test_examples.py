@@ -6,12 +6,17 @@ import importlib
 import json
 import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
-from stepwell.config import read_yaml
+from stepwell.cascade.build import trainer_config
+from stepwell.cascade.features import select
+from stepwell.cascade.ladder import LadderConfig
+from stepwell.cascade.stages.launch import Launcher
+from stepwell.config import read_yaml, write_yaml
 from stepwell.tasks import SPLITS
 from stepwell.train.config import TrainerConfig
 
@@ -20,6 +25,7 @@ SMALL = (
     *("--num-layers", "1", "--width", "16", "--num_heads", "2", "--batch-size", "4"),
     *("--steps", "3", "--evaluation-batches", "1", "--samples", "1", "--run-name", "mine"),
 )
+LADDERS = sorted((ROOT / "examples" / "ladders").glob("*.yaml"))
 EXAMPLES = {
     "var_rename": (["--names", "6"], "confidence"),
     "var_eval": (["--statements", "6"], "accuracy"),
@@ -102,6 +108,36 @@ def test_sums_are_right_and_no_set_of_numbers_is_in_two_splits(tmp_path: Path) -
 def test_settings_fit_their_task(path: Path) -> None:
     config = TrainerConfig.parse(read_yaml(path), where=str(path))
     assert len(config.task.encode(config.task.example(0)).ids) <= config.model.context_length
+
+
+@pytest.mark.parametrize("path", LADDERS, ids=lambda path: path.stem)
+def test_a_ladder_file_is_one(path: Path) -> None:
+    config = LadderConfig.read(path)
+    select(config.predictor.features)
+    for stage in config.stages:
+        assert stage.server is not None or trainer_config(stage, path.parent).steps > 0
+        if stage.launch is not None:
+            Launcher(stage.launch, str(stage.server)).stop()  # the command is read, nothing starts
+
+
+def test_the_four_sizes_can_be_fitted_and_run(run, tmp_path: Path) -> None:
+    """As its first lines say, with few steps; they are 3 of 400, so that nothing is known."""
+    original = ROOT / "examples" / "ladders" / "four-sizes.yaml"
+    plain = read_yaml(original)
+    for stage in plain["stages"]:
+        stage["train"] = {**stage["train"], "steps": 3, "evaluation_batches": 1, "samples": 0}
+    file = tmp_path / "examples" / "ladders" / original.name
+    write_yaml(file, plain)
+    ended = run("cascade", "fit", file, "--json")
+    assert ended.code == 0
+    assert {each.name for each in (tmp_path / "runs").iterdir()} == {
+        f"four-sizes-{stage['name']}" for stage in plain["stages"]
+    }
+    said = original.read_text().splitlines()[3]
+    prompt = shlex.split(said.removeprefix("#"))[-1]
+    [answer] = run("cascade", "run", file, prompt, "--json").json
+    assert len(answer["text"]) == 3
+    assert answer["trace"]
 
 
 def test_deep_labels_weigh_more(monkeypatch) -> None:

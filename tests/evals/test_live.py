@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from stepwell.evals.live import (
+    ANEW,
     REPETITIONS,
     drawn,
     run_alone,
     run_live,
     seconds_of_stages,
     speculation,
+    without_drafts,
 )
 
 SECONDS = {"small": 0.1, "middle": 0.3, "large": 1.0}  # for each prompt
@@ -131,6 +133,18 @@ def test_rows_are_drawn_as_often_as_they_are_asked() -> None:
     assert len(drawn(np.ones(6), 100)) == 6
     assert len(set(drawn(np.ones(100), 10).tolist())) == 10
     np.testing.assert_array_equal(drawn(weights, 3, seed=2), drawn(weights, 3, seed=2))
+
+
+def test_a_ladder_without_drafts_asks_every_stage_anew(world: Any) -> None:
+    stages = world.stages()
+    cascade = world.cascade(stages=stages, **{"lambda": 10.0})
+    prompts = world.prompts()[:40]
+    texts = without_drafts(cascade)[ANEW](prompts)
+    assert not any(stage.drafts for stage in stages)
+    answers = cascade.generate_batch(prompts)
+    assert any(stage.drafts for stage in stages)
+    assert texts == [answer.text for answer in answers]
+    assert without_drafts(world.cascade(mode="anew")) == {}
 
 
 def test_scripted_stages_have_no_speculation(world: Any) -> None:

@@ -16,11 +16,12 @@ from support.tiny_ladders import tiny_ladder
 from stepwell.errors import CascadeError, UsageError
 from stepwell.evals.cascade import LADDER
 from stepwell.evals.ladders import LadderRecipe, StageRecipe
-from stepwell.evals.live import LOOKUP
+from stepwell.evals.live import ANEW, LOOKUP
 from stepwell.evals.protocol import Evaluation, evaluate_cascade
+from stepwell.evals.protocol_live import Pass
 from stepwell.evals.protocol_summary import summarise
 from stepwell.evals.protocol_tasks import arena_of_recipe
-from stepwell.evals.protocol_trial import Event, Trial
+from stepwell.evals.protocol_trial import Event, Trial, certificate_of
 from stepwell.tasks.arithmetic import Arithmetic
 from stepwell.train.trainer import Trainer
 
@@ -107,7 +108,8 @@ def test_every_contestant_is_there_and_speculation_says_what_the_largest_says(
 ) -> None:
     trial = finished[1].task("tiny").first
     rows = {row.name: row for row in trial.live}
-    assert set(rows) == {LADDER, "always small", "always large", "large drafted by small", LOOKUP}
+    always = {"always small", "always large"}
+    assert set(rows) == {LADDER, ANEW, LOOKUP, "large drafted by small", *always}
     largest = rows["always large"]
     assert largest.quality == rows["large drafted by small"].quality == rows[LOOKUP].quality
     assert largest.quality > rows["always small"].quality + 0.2
@@ -210,6 +212,19 @@ def test_there_must_be_something_to_evaluate(tmp_path: Path) -> None:
         evaluate_cascade(seeds=0, directory=tmp_path)
 
 
+def test_excess_loss_is_where_the_largest_stage_alone_is_right(world: Any) -> None:
+    data = world.data("test")
+    good = data.good[:, -1].copy()
+    lost = np.flatnonzero(good == 1)[:5]
+    good[lost] = 0.0
+    good[data.good[:, -1] == 0] = 1.0  # what the ladder wins does not make up for it
+    served = Pass(good, good, np.ones((len(good), 3), dtype=np.bool_), ())
+    found = certificate_of(world.fitted, served, data)
+    assert found.certified is None
+    assert found.excess == pytest.approx(data.weights[lost].sum() / data.weights.sum())
+
+
+@pytest.mark.slow
 def test_a_recipe_is_certified_and_asked_harder_questions_too(tmp_path: Path) -> None:
     """Four of ten questions teach beliefs, two are for each of the rest; none is in two splits."""
     task = partial(Arithmetic, digits=1, operations="+")

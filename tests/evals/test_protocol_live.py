@@ -10,6 +10,7 @@ import pytest
 
 from stepwell.cascade.pipeline import Cascade
 from stepwell.evals.cascade import LADDER, SHOWN_LAMBDAS, Bench
+from stepwell.evals.live import ANEW
 from stepwell.evals.protocol_live import (
     BUDGETS,
     Asked,
@@ -128,7 +129,8 @@ def test_seconds_are_relative_to_always_the_largest(world: Any) -> None:
     assert by_name["always middle"].seconds == pytest.approx(0.3)
     assert by_name["always large"].relative == 1.0
     assert 0.1 < by_name[LADDER].relative < 1.4
-    assert labels.shape == (4, 300)
+    assert by_name[ANEW].relative == pytest.approx(by_name[LADDER].relative)  # drafts save nothing
+    assert labels.shape == (5, 300)
     for row, right in zip(rows, labels, strict=True):
         assert row.quality == pytest.approx(right.mean())
     # drawn as often as they are asked, the mean is the weighted one but for rounding

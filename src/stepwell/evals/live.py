@@ -24,6 +24,7 @@ from stepwell.cascade.stages.local import LocalStage
 
 REPETITIONS: Final = 5
 LOOKUP: Final = "prompt lookup"
+ANEW: Final = "ladder, each stage anew"
 
 Clock = Callable[[], float]
 Contestant = Callable[[Sequence[str]], list[str]]
@@ -115,6 +116,19 @@ def speculation(cascade: Cascade) -> dict[str, Contestant]:
             found[name] = partial(_drafted, largest, stage.generator.model, sampling)
     found[LOOKUP] = partial(_drafted, largest, "lookup", sampling)
     return found
+
+
+def without_drafts(cascade: Cascade) -> dict[str, Contestant]:
+    """The same ladder where each stage answers anew, none where it does so anyway."""
+    if cascade.config.policy.mode == "anew":
+        return {}
+    policy = cascade.config.policy.changed(mode="anew")
+    other = Cascade(cascade.config.changed(policy=policy), cascade.stages, cascade.fitted)
+
+    def answer(prompts: Sequence[str]) -> list[str]:
+        return [answer.text for answer in other.generate_batch(prompts)]
+
+    return {ANEW: answer}
 
 
 def forget(cascade: Cascade) -> None:

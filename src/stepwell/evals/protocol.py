@@ -75,8 +75,9 @@ def evaluate_cascade(
     trained anew each seed. questions: what it is asked in place of its own, such as
     `mmlu_questions()`. num_questions: of each trial, split into predictor, calibration,
     certification and test; facts have as many as there are. on_event hears each step begin and
-    end. The same call goes on where it was stopped. Raises ConfigError for a task that there is
-    not, CascadeError where the directory holds another evaluation.
+    end. The report is written anew after each task. The same call goes on where it was stopped.
+    Raises ConfigError for a task that there is not, CascadeError where the directory holds another
+    evaluation.
     """
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}, expected 1 or more.")
@@ -88,9 +89,11 @@ def evaluate_cascade(
     if ladder is not None:
         arenas = [arena_of_ladder(ladder, questions)]
     root = Path(directory)
-    summaries = [_summary(arena, seeds, root, num_questions, on_event) for arena in arenas]
-    evaluation = Evaluation(tuple(summaries), root)
-    evaluation.write(command)
+    evaluation = Evaluation((), root)
+    for arena in arenas:
+        found = _summary(arena, seeds, root, num_questions, on_event)
+        evaluation = Evaluation((*evaluation.tasks, found), root)
+        evaluation.write(command)
     return evaluation
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from stepwell.evals.cascade_figures import difficulty_chart
 from stepwell.evals.protocol_summary import Line, TaskSummary
 from stepwell.evals.protocol_tables import mean_by_depth
 from stepwell.report.figure import Chart, Series, Style
+
+NEAR_COST: Final = 0.06  # closer than this, two labels cover each other
+NEAR_QUALITY: Final = 0.02
 
 
 def pictures(summary: TaskSummary) -> dict[str, Chart]:
@@ -26,16 +30,16 @@ def pictures(summary: TaskSummary) -> dict[str, Chart]:
 def frontier_chart(summary: TaskSummary) -> Chart:
     """What rules reach over their settings, and where every rule stands at its own.
 
-    Simpler rules lie close together, so that they are numbered, and named in the note.
+    Simpler rules lie close together, so that they are numbered, and named in the note; numbers of
+    those that would cover each other stand together.
     """
     rules = [row.name for row in summary.first.rules]
     fixed = [f"always {stage}" for stage in summary.first.stages]
     simpler = [name for name in rules if name not in (*fixed, LADDER, ORACLE, STAGE_ORACLE)]
-    numbers = [str(number) for number in range(1, len(simpler) + 1)]
-    named = ", ".join(f"{number} {name}" for number, name in zip(numbers, simpler, strict=True))
+    named = ", ".join(f"{number} {name}" for number, name in enumerate(simpler, start=1))
     points = [
         _points(summary, "always one stage", fixed, summary.first.stages),
-        _points(summary, "simpler rules", simpler, numbers),
+        _points(summary, "simpler rules", simpler, _labels(summary, simpler)),
         _points(summary, "ladder, its own lambda", [LADDER]),
         _points(summary, STAGE_ORACLE, [name for name in rules if name == STAGE_ORACLE]),
     ]
@@ -113,6 +117,27 @@ def _frontier_series(line: Line) -> Series:
     style: Style = "reference" if line.name == MIXING else "line"
     name = f"{line.name}, all settings" if line.name == LADDER else line.name
     return Series(name, line.cost, line.quality, style=style)
+
+
+def _labels(summary: TaskSummary, rules: Sequence[str]) -> list[str]:
+    """The number of each rule; neighbours have theirs at the first of them."""
+    firsts: list[tuple[float, float, list[str]]] = []
+    labels: list[list[str]] = []
+    for number, name in enumerate(rules, start=1):
+        cost, quality = (
+            summary.numbers[f"rule/{name}/{kind}"].estimate for kind in ("cost", "quality")
+        )
+        near = [
+            found
+            for x, y, found in firsts
+            if abs(x - cost) < NEAR_COST and abs(y - quality) < NEAR_QUALITY
+        ]
+        own: list[str] = []
+        if not near:
+            firsts.append((cost, quality, own))
+        (near or [own])[0].append(str(number))
+        labels.append(own)
+    return [" ".join(own) for own in labels]
 
 
 def _live_points(summary: TaskSummary) -> Iterator[Series]:

@@ -19,7 +19,15 @@ from stepwell.cascade.pipeline import Cascade
 from stepwell.errors import CascadeError
 from stepwell.evals.acceptance import Acceptance, acceptance
 from stepwell.evals.cascade import LADDER, SHOWN_LAMBDAS, Bench
-from stepwell.evals.live import Clock, drawn, forget, run_alone, run_live, speculation
+from stepwell.evals.live import (
+    Clock,
+    drawn,
+    forget,
+    run_alone,
+    run_live,
+    speculation,
+    without_drafts,
+)
 from stepwell.evals.protocol_records import (
     Arrays,
     BudgetRow,
@@ -126,11 +134,12 @@ def timed(
     """
     places = drawn(asked.weights, TIMED)
     prompts = [asked.prompts[place] for place in places]
-    run = run_live(cascade, prompts, others=speculation(cascade), clock=clock)
+    others = {**without_drafts(cascade), **speculation(cascade)}
+    run = run_live(cascade, prompts, others=others, clock=clock)
     own = {LADDER: ([answer.text for answer in run.answers], run.seconds)}
     always = {f"always {stage.name}": run.rivals[stage.name] for stage in cascade.stages}
-    others = {name: each for name, each in run.rivals.items() if name not in run.stage_seconds}
-    found = {name: (each.texts, each.seconds) for name, each in {**always, **others}.items()}
+    rivals = {**always, **{name: run.rivals[name] for name in others}}
+    found = {name: (each.texts, each.seconds) for name, each in rivals.items()}
     unit = run.stage_seconds[cascade.stages[-1].name]
     rows, labels = [], []
     for name, (texts, seconds) in {**own, **found}.items():

@@ -268,6 +268,7 @@ def _single(result: TrialResult) -> Iterator[tuple[str, float | None]]:
     for row in result.rules:
         yield f"rule/{row.name}/alone", row.alone
         yield f"rule/{row.name}/stages run", row.stages_run
+    yield "live/ladder/accounted", result.lambdas[0].cost
     for lam in result.lambdas:
         yield f"same/{'own' if lam.lam is None else f'{lam.lam:g}'}", lam.same
     for budget in result.budgets:

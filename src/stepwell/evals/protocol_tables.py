@@ -79,7 +79,9 @@ def live_table(summary: TaskSummary) -> Table:
         relative, seconds, quality = numbers
         rows.append((row.name, estimate(relative), estimate(seconds, 1e3), estimate(quality)))
     heads = ("contestant", "of always the largest", "ms a question", RIGHT)
-    return Table(heads, rows, title="Seconds, run for real", note=TIMES)
+    accounted = summary.numbers["live/ladder/accounted"].estimate
+    note = f"By its own account the ladder's answers cost {accounted:.3f}. {TIMES}"
+    return Table(heads, rows, title="Seconds, run for real", note=note)
 
 
 def lambdas_table(summary: TaskSummary) -> Table:
@@ -93,7 +95,10 @@ def lambdas_table(summary: TaskSummary) -> Table:
         same = summary.numbers.get(f"same/{name}")
         rows.append((name, *cells, None if same is None else estimate(same)))
     heads = ("stages run", "largest stage run", RIGHT, "cost", Column("as replayed", percent=True))
-    return Table(("lambda", *heads), rows, title="The price of a failure, live", note=INTERVALS)
+    own = summary.numbers["lambda/own"].estimate
+    lam = "none, always the largest" if math.isnan(own) else f"{own:.3g}"
+    note = f"The ladder's own lambda: {lam}. {INTERVALS}"
+    return Table(("lambda", *heads), rows, title="The price of a failure, live", note=note)
 
 
 def budgets_table(summary: TaskSummary) -> Table:

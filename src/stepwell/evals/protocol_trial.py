@@ -121,7 +121,7 @@ class Trial:
     def run(self) -> tuple[TrialResult, Arrays]:
         """What the trial finds, or found before."""
         config = self.arena.ladder(self.seed)
-        plain = config.model_dump(mode="json", by_alias=True)
+        plain = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         given = None if self.arena.given is None else dict(self.arena.given.source)
         asked = fingerprint([self.arena.name, self.seed, self.num_questions, plain, given])
         known = read_trial(self.directory, asked)

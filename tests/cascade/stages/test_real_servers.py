@@ -1,35 +1,30 @@
 """Stages over the servers themselves: vLLM and llama.cpp, where their environments are installed.
 
-Found in the folder that STEPWELL_PEERS names, as the benchmarks find them. Minutes long.
+Skipped where they are not; see support/real_servers.py. Minutes long.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import gguf_writer
 from support.processes import free_port, is_gone, wait_until
+from support.real_servers import COMMANDS, python_of_peer
 from support.tiny_models import CONTEXT, PROMPTS, save_tiny
 
 from stepwell.cascade.stage import Draft, Observe, Reply
 from stepwell.cascade.stages.launch import Launcher
 from stepwell.cascade.stages.server import ServerStage
 from stepwell.errors import StageError
-from stepwell.evals.bench import peers
-from stepwell.evals.bench.peer import VARIABLE, known_peers
 from stepwell.generate.text import TextGenerator
 
 pytestmark = pytest.mark.slow
@@ -49,39 +44,6 @@ class Real:
     ours: TextGenerator
 
 
-def python_of_peer(name: str) -> Path:
-    found = known_peers([], os.environ.get(VARIABLE)).get(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed in the folder that {VARIABLE} names")
-    return found
-
-
-def vllm_command(python: Path, model: Path, port: int) -> str:
-    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))
-    return (
-        f"VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND={cpus} HF_HUB_OFFLINE=1"
-        f" {shlex.quote(str(python))} -m vllm.entrypoints.openai.api_server"
-        f" --model {shlex.quote(str(model))} --served-model-name big --dtype float32"
-        f" --max-model-len {CONTEXT} --host 127.0.0.1 --port {port}"
-    )
-
-
-def llama_command(python: Path, model: Path, port: int) -> str:
-    path = model.with_suffix(".gguf")
-    above_peers = Path(peers.__file__).parents[1]
-    words = [str(python), gguf_writer.__file__, str(model), str(path), str(above_peers)]
-    subprocess.run(words, check=True, capture_output=True)
-    # In float32, cache included; with the log-probabilities of every place.
-    return (
-        f"{shlex.quote(str(python))} -m llama_cpp.server --model {shlex.quote(str(path))}"
-        f" --model_alias big --n_ctx {CONTEXT} --logits_all true --type_k 0 --type_v 0"
-        f" --n_threads 1 --verbose false --host 127.0.0.1 --port {port}"
-    )
-
-
-COMMANDS = {"vllm": vllm_command, "llama.cpp": llama_command}
-
-
 @pytest.fixture(scope="module", params=COMMANDS)
 def real(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -91,11 +53,7 @@ def real(
     python = python_of_peer(kind)
     directory = save_tiny(tmp_path_factory.mktemp("real") / "model")
     port = free_port()
-    launcher = Launcher(
-        COMMANDS[kind](python, directory, port),
-        f"http://127.0.0.1:{port}",
-        environment={"PYTHONPATH": ""},
-    )
+    launcher = Launcher(COMMANDS[kind](python, directory, port), f"http://127.0.0.1:{port}")
     begun = time.monotonic()
     stage = ServerStage(kind, launcher.base, tokenizer=directory, parameters=1e5, launcher=launcher)
     print(f"{kind} was healthy after {time.monotonic() - begun:.0f} s", file=sys.stderr)

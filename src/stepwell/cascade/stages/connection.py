@@ -38,7 +38,9 @@ class LostError(StageError):
 
 
 class GoneError(LostError):
-    """A server that nobody can connect to."""
+    """A server that nobody can connect to; `gone` tells a guard so."""
+
+    gone: Final = True
 
 
 class RefusedError(StageError):

@@ -253,10 +253,10 @@ class ServerStage:
         return [replies.get(row, _without_answer("timeout")) for row in range(len(jobs))]
 
     def _explained(self, error: StageError) -> StageError:
-        """The error, with the last words of a server that has ended."""
+        """The error; of a server that has ended, that it is gone, with its last words."""
         if self._launcher is None or self._launcher.is_alive:
             return error
-        return StageError(f"{error.problem} {self._launcher.last_words}", fix=error.fix)
+        return GoneError(f"{error.problem} {self._launcher.last_words}", fix=error.fix)
 
 
 class _Batch:
