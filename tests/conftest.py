@@ -158,15 +158,24 @@ class World:
         }
         return LadderConfig.parse({**values, "serving": {"max_rows": BATCH}})
 
-    def costs(self, *seconds: float) -> Costs:
-        """What each stage costs in full batches, 0.1, 0.3 and 1 where nothing else is given."""
+    def costs(self, *seconds: float, drafted: float = 1.0) -> Costs:
+        """What each stage costs in full batches, 0.1, 0.3 and 1 where nothing else is given.
+
+        drafted: the share of it that a draft takes which stays whole; one that does not takes 1.2.
+        """
         from stepwell.cascade.costs import Costs, StageCost
 
         batched = seconds or (0.1, 0.3, 1.0)
         costs = zip(NAMES, (0.05, 0.2, 1.0), batched, (0.4, 0.5, 1.0), strict=True)
         return Costs(
             tuple(
-                StageCost(name, flops, {str(BATCH): full, "1": alone})
+                StageCost(
+                    name,
+                    flops,
+                    {str(BATCH): full, "1": alone},
+                    {str(BATCH): full * drafted, "1": alone},
+                    {str(BATCH): full * (1.2 if drafted < 1 else 1.0), "1": alone},
+                )
                 for name, flops, full, alone in costs
             )
         )
@@ -192,11 +201,13 @@ class World:
         data = self.data("predictor"), self.data("calibration")
         return Fitted.fit(self.config(), self.stages(), *data, self.costs())
 
-    def cascade(self, *seconds: float, stages: Any = None, **policy: Any) -> Cascade:
+    def cascade(
+        self, *seconds: float, stages: Any = None, drafted: float = 1.0, **policy: Any
+    ) -> Cascade:
         """The cascade, with costs and parts of the policy changed."""
         from stepwell.cascade.pipeline import Cascade
 
-        fitted = replace(self.fitted, costs=self.costs(*seconds))
+        fitted = replace(self.fitted, costs=self.costs(*seconds, drafted=drafted))
         return Cascade(self.config(**policy), stages or self.stages(), fitted)
 
 

@@ -66,12 +66,12 @@ def test_costs_are_medians_for_one_answer_without_the_first_turn(
     clock = Clock()
 
     def seconds(call: int, prompts: int) -> float:
-        turn, part = divmod(call, 6)  # two batch sizes, each anew, verified and once more
+        turn, part = divmod(call, 8)  # two batch sizes, each anew, verified, refused, once more
         if not turn:
             return 1000.0  # not warm yet
-        verified = part % 3 == 1
+        share = (1.0, 0.5, 1.25, 1.0)[part % 4]
         slow_turn = 500.0 if turn == 1 else 0.0
-        return {4: 8.0, 1: 3.0}[prompts] / (2 if verified else 1) + slow_turn
+        return {4: 8.0, 1: 3.0}[prompts] * share + slow_turn
 
     stages = [
         slow(scripted("small", script, 1.0), clock, seconds),
@@ -82,6 +82,7 @@ def test_costs_are_medians_for_one_answer_without_the_first_turn(
     assert costs.seconds(1).tolist() == [3.0, 20.0]
     assert costs.saved(4).tolist() == [1.0, 0.0]
     assert costs.saved(1).tolist() == [1.5, 0.0]
+    assert costs.refused(1).tolist() == [3.0, 20.0], "a single prompt has no other's answer"
     # FLOPs: 2 prompt tokens and 1 to 4 of the answer, in the full batch, not of the first alone
     assert costs.flops().tolist() == [4.5, 45.0]
     assert all(asked == {"seed": 3} for _, asked in stages[0].asked)
@@ -97,8 +98,8 @@ def test_stages_take_turns(scripted: Callable[..., Any], script: dict[str, Any])
     stages = [slow(scripted(name, script), clock, noting(name)) for name in ("small", "large")]
     measure_costs(stages, PROMPTS, batches=(4, 1, 4), clock=clock)
     turn = [("small", 4), ("small", 1), ("large", 4), ("large", 1)]
-    thrice = [each for each in turn for _ in range(3)]  # anew, verified, and from the cache
-    assert order == thrice * (REPETITIONS + 1)
+    each_way = [each for each in turn for _ in range(4)]  # anew, two drafts, and from the cache
+    assert order == each_way * (REPETITIONS + 1)
 
 
 @pytest.mark.parametrize("batches", [(16, 1), (), (0,)])
@@ -139,22 +140,54 @@ def test_costs_survive_the_file_and_what_is_wrong_with_it_is_typed(tmp_path: Pat
 
 UNITS = UnitCosts(
     anew=np.array([0.1, 0.4, 1.0]),
-    saved=np.array([0.0, 0.2, 0.6]),
+    verified=np.array([0.1, 0.2, 0.4]),
+    refused=np.array([0.1, 0.5, 1.2]),
     prompt=np.array([0.0, 0.001, 0.004]),
 )
+ALWAYS, NEVER = np.zeros((3, 3)), np.full((3, 3), np.inf)
 
 
-def test_what_stays_of_a_draft_is_not_paid_for() -> None:
-    accepted = np.zeros((2, 3, 3))
+def test_the_more_of_a_draft_stays_the_less_is_paid() -> None:
+    accepted = np.zeros((1, 3, 3))
     accepted[0, 0, 1:], accepted[0, 1, 2] = (0.5, 1.0), 0.25
-    accepted[1] = np.nan
-    steps = UNITS.steps(accepted)
-    np.testing.assert_allclose(steps[0], [[0.1, 0.4, 1.0], [0, 0.3, 0.4], [0, 0, 0.85]])
-    np.testing.assert_allclose(steps[1], [[0.1, 0.4, 1.0], [0, 0.4, 1.0], [0, 0, 1.0]])
+    sure = np.array([[0.9, 0.3, 0.5]])
+    steps = UNITS.steps(accepted, sure, ALWAYS)
+    np.testing.assert_allclose(steps[0], [[0.1, 0.4, 1.0], [0, 0.35, 0.4], [0, 0, 1.0]])
+    anew = UNITS.steps(accepted, sure, NEVER)
+    np.testing.assert_allclose(anew[0], [[0.1, 0.4, 1.0], [0, 0.4, 1.0], [0, 0, 1.0]])
+    gated = UNITS.steps(accepted, sure, np.full((3, 3), 0.5))
+    np.testing.assert_allclose(gated[0], [[0.1, 0.4, 1.0], [0, 0.35, 0.4], [0, 0, 1.0]])
+
+
+def test_drafts_are_verified_where_that_pays_in_the_mean() -> None:
+    """The surer a stage was the more stays; the gate is the best of all that could be set."""
+    rng = np.random.default_rng(0)
+    sure = rng.random((400, 3))
+    accepted = (rng.random((400, 3, 3)) < sure[:, :, None]).astype(float)
+    weights = rng.random(400)
+    gates = UNITS.gates(accepted, sure, weights)
+    assert np.isinf(gates[np.tril_indices(3)]).all()
+
+    def mean(before: int, after: int, gate: float) -> float:
+        paid = np.where(
+            sure[:, before] >= gate,
+            UNITS.from_draft(accepted)[:, before, after],
+            UNITS.anew[after],
+        )
+        return float(np.average(paid, weights=weights))
+
+    for before, after in ((0, 1), (0, 2), (1, 2)):
+        best = mean(before, after, gates[before, after])
+        assert 0 < gates[before, after] < 0.6
+        assert best < mean(before, after, np.inf) - 0.01
+        assert best < mean(before, after, 0.0)
+        assert all(best <= mean(before, after, gate) + 1e-12 for gate in sure[:, before])
+    useless = UNITS.gates(np.zeros_like(accepted), sure, weights)
+    assert np.isinf(useless).all(), "where nothing ever stays nothing is drafted"
 
 
 def test_what_a_cache_holds_of_a_prompt_is_not_paid_for() -> None:
-    steps = UNITS.steps(np.zeros((1, 3, 3)))[0]
+    steps = UNITS.steps(np.zeros((1, 3, 3)), np.zeros((1, 3)), NEVER)[0]
     warm = UNITS.warm(steps, np.array([64.0, 128.0, 1000.0]))
     np.testing.assert_allclose(warm, [[0.1, 0.272, 0.0], [0, 0.272, 0.0], [0, 0, 0.0]])
 
@@ -166,17 +199,19 @@ def test_what_a_cache_holds_of_a_prompt_is_not_paid_for() -> None:
 def test_the_unit_is_an_answer_of_the_largest_stage(kind: str, expected: list[float]) -> None:
     costs = Costs(
         (
-            StageCost("small", 10.0, {"4": 0.2}, {"4": 0.1}, price=1e-6),
-            StageCost("large", 40.0, {"4": 2.0}, {"4": 0.5}, price=2e-6),
+            StageCost("small", 10.0, {"4": 0.2}, {"4": 0.1}, {"4": 0.3}, price=1e-6),
+            StageCost("large", 40.0, {"4": 2.0}, {"4": 0.5}, {"4": 2.2}, price=2e-6),
         )
     )
     stages = [{"name": name, "model": name, "price": {}} for name in ("small", "large")]
     plain = {"stages": stages, "costs": kind, "serving": {"max_rows": 4}}
     units = UnitCosts.of(costs, LadderConfig.parse(plain))
     np.testing.assert_allclose(units.anew, expected)
-    np.testing.assert_allclose(units.saved, [0.05, 0.75] if kind == "measured" else [0, 0])
-    anew = LadderConfig.parse({**plain, "policy": {"mode": "anew"}})
-    np.testing.assert_allclose(UnitCosts.of(costs, anew).saved, [0, 0])
+    measured = kind == "measured"
+    np.testing.assert_allclose(units.verified, [0.05, 0.25] if measured else expected)
+    np.testing.assert_allclose(units.refused, [0.15, 1.1] if measured else expected)
+    anew = UnitCosts.of(costs, LadderConfig.parse({**plain, "policy": {"mode": "anew"}}))
+    np.testing.assert_allclose((anew.verified, anew.refused), (anew.anew, anew.anew))
 
 
 def test_a_largest_stage_that_costs_nothing_is_no_unit() -> None:

@@ -53,6 +53,23 @@ def test_live_decisions_are_those_of_the_replay(world: Any, costs: Any, lam: flo
         assert answer.text == answer.completion.text
 
 
+@pytest.mark.parametrize("lam", [0.5, 2.0, 10.0])
+def test_with_drafts_live_costs_are_those_of_the_replay(world: Any, lam: float) -> None:
+    """What a prompt pays depends on how sure the draft was, and on how much of it stayed."""
+    stages, data = world.stages(), world.data("test")
+    cascade = world.cascade(stages=stages, drafted=0.3)
+    fitted, config = cascade.fitted, cascade.config
+    paid, known = fitted.steps(config, data), fitted.mean_steps(config)
+    outcome = cascade.policy(lam).run(data.paths(fitted.predictor), paid, known)
+    answers = cascade.generate_batch(world.prompts(), lam=lam)
+    assert [route(answer) for answer in answers] == routes_of(outcome)
+    np.testing.assert_allclose([answer.cost for answer in answers], outcome.cost, rtol=1e-12)
+    visits = [visit for answer in answers for visit in answer.trace[1:]]
+    modes = Counter(visit.mode for visit in visits)
+    assert lam < 1 or modes["verified"] > 50
+    assert modes["verified"] == sum(len(drafts) for stage in stages for drafts in stage.drafts)
+
+
 def test_beliefs_of_another_prompt_do_not_explain_the_decisions(world: Any) -> None:
     """A control of the test above: it sees features that are those of the prompt beside."""
     cascade, data = world.cascade(), world.data("test")

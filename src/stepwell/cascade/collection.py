@@ -28,7 +28,7 @@ from stepwell.tasks.questions import Question
 
 PART: Final = 500  # questions
 HEAD: Final = "collection.json"
-ARRAYS: Final = ("prompt", "answers", "pairs", "good", "accepted", "weights", "depths")
+ARRAYS: Final = ("prompt", "answers", "pairs", "good", "accepted", "sure", "weights", "depths")
 COLLECT: Final = "delete the folder, or give another, and collect again."
 
 
@@ -127,7 +127,7 @@ class Collection:
         seen = part.seen
         values = (
             *(seen.prompt, seen.answers, seen.pairs),
-            *(part.good, part.accepted, part.weights, part.depths),
+            *(part.good, part.accepted, part.sure, part.weights, part.depths),
         )
         named = zip(ARRAYS, values, strict=True)
         payload = save({name: np.ascontiguousarray(value) for name, value in named})
@@ -152,6 +152,7 @@ class Collection:
                 Seen(self.features, arrays["prompt"], arrays["answers"], arrays["pairs"]),
                 arrays["good"],
                 arrays["accepted"],
+                arrays["sure"],
                 arrays["weights"],
                 arrays["depths"],
                 part.texts,

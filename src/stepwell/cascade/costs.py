@@ -19,6 +19,7 @@ import numpy as np
 
 from stepwell.cascade.documents import from_document, to_document
 from stepwell.cascade.ladder import LadderConfig, Price
+from stepwell.cascade.overlap import accepted_shares
 from stepwell.cascade.paths import FloatArray
 from stepwell.cascade.stage import Draft, Observe, Reply, Stage
 from stepwell.config import read_json, write_json
@@ -26,6 +27,7 @@ from stepwell.errors import CascadeError
 from stepwell.generate.request import Usage
 
 REPETITIONS = 5
+MOST_ALIKE = 0.75  # share of an answer that others begin with too
 CALIBRATE = "run `stepwell cascade calibrate`, or set serving.max_rows to one of them."
 
 
@@ -33,14 +35,16 @@ CALIBRATE = "run `stepwell cascade calibrate`, or set serving.max_rows to one of
 class StageCost:
     """Mean cost of one answer of a stage. Seconds are by batch size.
 
-    seconds: answered from the start. verified: from a draft that stays whole. prompt_tokens: mean
-    length of the prompts; flops and price are means over the same answers.
+    seconds: answered from the start. verified: from a draft that stays whole; refused: from one of
+    which nothing stays, which is dearer than none. prompt_tokens: mean length of the prompts; flops
+    and price are means over the same answers.
     """
 
     name: str
     flops: float
     seconds: dict[str, float]
     verified: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, float] = field(default_factory=dict)
     price: float = 0.0
     prompt_tokens: float = 0.0
     prompt_seconds: dict[str, float] = field(default_factory=dict)
@@ -59,10 +63,17 @@ class Costs:
         """Seconds an answer at a batch size, [K]. Raises CascadeError where none was measured."""
         return self._at(batch, [stage.seconds for stage in self.stages])
 
+    def verified(self, batch: int) -> FloatArray:
+        """Seconds an answer from a draft that stays whole, [K]."""
+        return self._at(batch, [stage.verified or stage.seconds for stage in self.stages])
+
+    def refused(self, batch: int) -> FloatArray:
+        """Seconds an answer from a draft of which nothing stays, [K]."""
+        return self._at(batch, [stage.refused or stage.seconds for stage in self.stages])
+
     def saved(self, batch: int) -> FloatArray:
         """Seconds that a draft saves which stays whole, [K]: never less than 0."""
-        verified = [stage.verified or stage.seconds for stage in self.stages]
-        return (self.seconds(batch) - self._at(batch, verified)).clip(min=0.0)
+        return (self.seconds(batch) - self.verified(batch)).clip(min=0.0)
 
     def prompt_seconds(self, batch: int) -> FloatArray:
         """Seconds that each token of a prompt takes to be read, [K]; 0 where not measured."""
@@ -102,12 +113,14 @@ class Costs:
 class UnitCosts:
     """Costs in units of the largest stage's mean answer, by the measure that a ladder file names.
 
-    anew: [K], an answer from the start. saved: [K], how much less where a draft stays whole.
-    prompt: [K], how much less for each prompt token that is in the stage's cache.
+    anew: [K], an answer from the start. verified, refused: [K], from a draft that stays whole, and
+    from one of which nothing does. prompt: [K], how much less for each prompt token that is in the
+    stage's cache.
     """
 
     anew: FloatArray
-    saved: FloatArray
+    verified: FloatArray
+    refused: FloatArray
     prompt: FloatArray
 
     @classmethod
@@ -121,22 +134,49 @@ class UnitCosts:
                     f"The largest stage costs nothing by `costs: {config.costs}`.",
                     fix="say what its tokens cost (`price:`), or use `costs: measured`.",
                 )
-            return cls(counted / counted[-1], nothing, nothing)
+            relative = counted / counted[-1]
+            return cls(relative, relative, relative, nothing)
         batch = config.serving.max_rows
         unit = costs.seconds(batch)[-1]
-        saved = nothing if config.policy.mode == "anew" else costs.saved(batch) / unit
-        return cls(costs.seconds(batch) / unit, saved, costs.prompt_seconds(batch) / unit)
+        anew = costs.seconds(batch) / unit
+        prompt = costs.prompt_seconds(batch) / unit
+        if config.policy.mode == "anew":
+            return cls(anew, anew, anew, prompt)
+        return cls(anew, costs.verified(batch) / unit, costs.refused(batch) / unit, prompt)
 
-    def steps(self, accepted: FloatArray) -> FloatArray:
-        """Incremental costs [N, K, K] where of stage k's answer a share [N, K, K] stays in n's.
+    def from_draft(self, accepted: FloatArray) -> FloatArray:
+        """Costs [..., K] of verifying drafts of which these shares [..., K] stay."""
+        return self.refused - accepted * (self.refused - self.verified)
 
-        Entry [i, k, n-1] is the cost of stage n after stage k; k = 0 is from the start. accepted[i,
-        k-1, n-1] is read for k < n; unknown (NaN) shares count as 0.
+    def gates(self, accepted: FloatArray, sure: FloatArray, weights: FloatArray) -> FloatArray:
+        """How sure a stage k must have been of its answer that stage n verifies it, [K, K].
+
+        At [k-1, n-1], the least at which drafting costs less in the mean over N prompts than doing
+        without; infinite where it never does. accepted [N, K, K] are shares that stay, sure [N, K]
+        is each stage's confidence in its answer.
         """
-        stays = np.nan_to_num(accepted, nan=0.0)
-        num_prompts, num_stages = stays.shape[:2]
+        num_stages = len(self.anew)
+        found = np.full((num_stages, num_stages), np.inf)
+        gained = self.anew - self.from_draft(accepted)
+        for before in range(num_stages):
+            order = np.argsort(-sure[:, before], kind="stable")
+            for after in range(before + 1, num_stages):
+                sums = np.cumsum((weights * gained[:, before, after])[order])
+                best = int(np.argmax(sums)) if len(sums) else 0
+                if len(sums) and sums[best] > 0:
+                    found[before, after] = sure[order[best], before]
+        return found
+
+    def steps(self, accepted: FloatArray, sure: FloatArray, gates: FloatArray) -> FloatArray:
+        """Incremental costs [N, K, K]: [i, k, n-1] is that of stage n after stage k, 0 for none.
+
+        accepted, sure and gates are as in `gates`.
+        """
+        num_prompts, num_stages = sure.shape
         steps = np.broadcast_to(self.anew, (num_prompts, num_stages, num_stages)).copy()
-        steps[:, 1:] -= stays[:, :-1] * self.saved
+        drafted = sure[:, :, None] >= gates
+        verified = np.where(drafted, self.from_draft(accepted), self.anew)
+        steps[:, 1:] = verified[:, :-1]
         return np.triu(steps)
 
     def warm(self, steps: FloatArray, cached: FloatArray) -> FloatArray:
@@ -186,7 +226,7 @@ def price_of(usage: Usage, price: Price) -> float:
 
 @dataclass(frozen=True)
 class _Turn:
-    """One batch of a stage, seconds an answer: from the start, from its own answer, and warm.
+    """One batch of a stage, seconds an answer: from the start, from drafts, and warm.
 
     replies are those from the start; cached, mean tokens of a prompt that were found when warm.
     """
@@ -194,6 +234,7 @@ class _Turn:
     replies: Sequence[Reply]
     anew: float
     verified: float
+    refused: float
     warm: float
     cached: float
 
@@ -215,9 +256,15 @@ def _timed(
     ]
     stage.forget()
     _, verified = timed(lambda: stage.verify(prompts, drafts, **asked))
+    stage.forget()
+    others = [*drafts[1:], *drafts[:1]]  # mostly wrong: each is the answer to the next prompt
+    _, mistaken = timed(lambda: stage.verify(prompts, others, **asked))
     again, warm = timed(lambda: stage.generate(prompts, **asked))
     cached = statistics.fmean(reply.completion.usage.cached_tokens for reply in again)
-    return _Turn(replies, anew, verified, warm, cached)
+    stays = float(accepted_shares(replies, [*replies[1:], *replies[:1]], same_ids=True).mean())
+    # Seconds fall evenly with what stays; where nearly all does, a refusal cannot be measured.
+    refused = (mistaken - stays * verified) / (1.0 - stays) if stays < MOST_ALIKE else anew
+    return _Turn(replies, anew, verified, refused, warm, cached)
 
 
 def _cost(stage: Stage, turns: Mapping[int, Sequence[_Turn]], price: Price | None) -> StageCost:
@@ -232,6 +279,7 @@ def _cost(stage: Stage, turns: Mapping[int, Sequence[_Turn]], price: Price | Non
         flops=statistics.fmean(map(stage.flops, counted)),
         seconds=medians(lambda turn: turn.anew),
         verified=medians(lambda turn: turn.verified),
+        refused=medians(lambda turn: turn.refused),
         price=0.0 if price is None else statistics.fmean(price_of(c.usage, price) for c in counted),
         prompt_tokens=statistics.fmean(each.usage.prompt_tokens for each in counted),
         prompt_seconds=medians(

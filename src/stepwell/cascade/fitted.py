@@ -27,6 +27,7 @@ from stepwell.cascade.documents import from_document, to_document
 from stepwell.cascade.ladder import Budget, CertificateConfig, Certified, LadderConfig
 from stepwell.cascade.paths import FloatArray, Paths
 from stepwell.cascade.predictor import Predictor
+from stepwell.cascade.splits import UsedPrompts
 from stepwell.cascade.stage import Stage
 from stepwell.cascade.stopping import Policy, always, fit
 from stepwell.cascade.tuning import LAMBDAS, fit_budget, fit_quality
@@ -88,18 +89,20 @@ class Head:
 class Fitted:
     """Everything that deciding needs, and the fingerprints of the stages that it was fitted for.
 
-    accepted [N, K, K] are those of the calibration prompts (see Collected). `lam` is the lambda
-    that `auto` stands for where nothing is certified.
+    accepted [N, K, K] and sure [N, K] are those of the calibration prompts (see Collected). `lam` is
+    the lambda that `auto` stands for where nothing is certified.
     """
 
     predictor: Predictor
     calibration: Paths
     accepted: FloatArray
+    sure: FloatArray
     costs: Costs
     lam: float
     fingerprints: tuple[str, ...]
     certificate: Certificate | None = None
     _rules: dict[tuple[object, ...], Rule] = field(default_factory=dict, init=False, repr=False)
+    _gates: dict[object, FloatArray] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         counts = (
@@ -135,26 +138,36 @@ class Fitted:
         predictor = Predictor.fit(
             data.seen, data.good, data.weights, hidden=config.predictor.hidden
         )
-        paths = calibration_data.paths(predictor)
         fitted = cls(
             predictor,
-            paths,
+            calibration_data.paths(predictor),
             calibration_data.accepted,
+            calibration_data.sure,
             costs,
-            _keeps_quality(paths, UnitCosts.of(costs, config), calibration_data.accepted, config),
+            float(LAMBDAS[-1]),
             tuple(stage.fingerprint for stage in stages),
         )
+        fitted = replace(fitted, lam=fitted._keeping_quality(config))
         if certification_data is None or not len(certification_data):
             return fitted
-        return replace(fitted, certificate=fitted.certify(config, certification_data))
+        known = predictor_data.prompts, calibration_data.prompts
+        used = [UsedPrompts.of(prompts) for prompts in known]
+        return replace(fitted, certificate=fitted.certify(config, certification_data, used))
 
-    def certify(self, config: LadderConfig, data: Collected) -> Certificate:
+    def certify(
+        self, config: LadderConfig, data: Collected, used: Sequence[UsedPrompts] = ()
+    ) -> Certificate:
         """Test rules of rising thrift on prompts that nothing else has seen; see certify.py."""
         asked = config.policy.lam
         terms = asked.certificate if isinstance(asked, Certified) else CertificateConfig()
         path = order_path(self.calibration, self.steps(config), quoted=self.mean_steps(config))
         return certify(
-            path, data.paths(self.predictor), terms.epsilon, terms.delta, prompts=data.prompts
+            path,
+            data.paths(self.predictor),
+            terms.epsilon,
+            terms.delta,
+            prompts=data.prompts,
+            used=used,
         )
 
     def rule(self, config: LadderConfig, lam: float | None = None) -> Rule:
@@ -171,17 +184,28 @@ class Fitted:
         rule = self.rule(config)
         return np.inf if rule.dearer.lam is None else rule.dearer.lam
 
-    def steps(self, config: LadderConfig) -> FloatArray:
-        """What each calibration prompt pays for a stage after another, [N, K, K]."""
-        return UnitCosts.of(self.costs, config).steps(self.accepted)
+    def gates(self, config: LadderConfig) -> FloatArray:
+        """How sure a stage must have been of its answer that a later one verifies it, [K, K].
+
+        By seconds, whatever the rule weighs; see UnitCosts.gates.
+        """
+        key = ("gates", config.policy.mode, config.serving.max_rows)
+        if key not in self._gates:
+            units = UnitCosts.of(self.costs, config.changed(costs="measured"))
+            self._gates[key] = units.gates(self.accepted, self.sure, self.calibration.weights)
+        return self._gates[key]
+
+    def steps(self, config: LadderConfig, data: Collected | None = None) -> FloatArray:
+        """What each prompt pays for a stage after another, [N, K, K]; those of calibration if None."""
+        accepted, sure = (self.accepted, self.sure) if data is None else (data.accepted, data.sure)
+        return UnitCosts.of(self.costs, config).steps(accepted, sure, self.gates(config))
 
     def mean_steps(self, config: LadderConfig) -> FloatArray:
         """The same in the mean, [K, K]: what is known when deciding."""
         steps = self.steps(config)
         if not len(steps):
-            steps = UnitCosts.of(self.costs, config).steps(np.zeros((1, *self.accepted.shape[1:])))
-            first: FloatArray = steps[0]
-            return first
+            anew = UnitCosts.of(self.costs, config).anew
+            return np.triu(np.tile(anew, (len(anew), 1)))
         mean: FloatArray = np.average(steps, axis=0, weights=self.calibration.weights)
         return mean
 
@@ -215,12 +239,13 @@ class Fitted:
         for name, digest in head.files.items():
             if not (directory / name).is_file() or _digest(directory / name) != digest:
                 raise CascadeError(f"{directory / name} is missing or damaged.", fix=FIT_AGAIN)
-        calibration, accepted = _read(directory / CALIBRATION, _read_paths)
+        calibration, accepted, sure = _read(directory / CALIBRATION, _read_paths)
         certified = CERTIFICATE in head.files
         return cls(
             _read(directory / PREDICTOR, lambda path: Predictor.load(path.parent)),
             calibration,
             accepted,
+            sure,
             _read(directory / COSTS, Costs.load),
             head.lam,
             head.stages,
@@ -281,6 +306,22 @@ class Fitted:
             return Rule.of(always(largest, largest), certified=True)
         return self._solved(config, certificate.lam, certificate.kappa)
 
+    def _keeping_quality(self, config: LadderConfig) -> float:
+        """The cheapest lambda that keeps the largest stage's quality within the margin."""
+        try:
+            policy = fit_quality(
+                self.calibration,
+                self.steps(config),
+                QUALITY_MARGIN,
+                config.policy.risk.kappa,
+                quoted=self.mean_steps(config),
+            )
+        except CascadeError as error:
+            logger.warning("%s The ladder is fitted for that lambda.", error.problem)
+            return float(LAMBDAS[-1])
+        assert policy.lam is not None
+        return policy.lam
+
     def _arrays(self) -> dict[str, FloatArray]:
         """The calibration prompts by name, as safetensors wants them: in C order."""
         paths = self.calibration
@@ -289,6 +330,7 @@ class Fitted:
             "good": paths.good,
             "weights": paths.weights,
             "accepted": self.accepted,
+            "sure": self.sure,
         }
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
@@ -298,21 +340,6 @@ _FILES: Final = frozenset(
     {HEAD, PREDICTOR, "predictor.safetensors", COSTS, CALIBRATION, CERTIFICATE}
 )
 _NEEDED: Final = _FILES - {HEAD, CERTIFICATE}
-
-
-def _keeps_quality(
-    paths: Paths, units: UnitCosts, accepted: FloatArray, config: LadderConfig
-) -> float:
-    """The cheapest lambda that keeps the largest stage's quality within the margin."""
-    steps, kappa = units.steps(accepted), config.policy.risk.kappa
-    quoted = np.average(steps, axis=0, weights=paths.weights)
-    try:
-        policy = fit_quality(paths, steps, QUALITY_MARGIN, kappa, quoted=quoted)
-    except CascadeError as error:
-        logger.warning("%s The ladder is fitted for that lambda.", error.problem)
-        return float(LAMBDAS[-1])
-    assert policy.lam is not None
-    return policy.lam
 
 
 def _read(path: Path, read: Callable[[Path], Part]) -> Part:
@@ -335,11 +362,11 @@ def _read_head(path: Path) -> Head:
     return head
 
 
-def _read_paths(path: Path) -> tuple[Paths, FloatArray]:
+def _read_paths(path: Path) -> tuple[Paths, FloatArray, FloatArray]:
     try:
         arrays = load_file(path)
         paths = Paths(arrays["beliefs"], arrays["good"], arrays["weights"])
-        return paths, arrays["accepted"]
+        return paths, arrays["accepted"], arrays["sure"]
     except (SafetensorError, KeyError) as error:
         raise DataError(f"not the arrays expected ({error}).") from None
 

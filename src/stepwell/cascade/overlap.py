@@ -77,6 +77,12 @@ def accepted_shares(
     return np.array(shares, dtype=np.float64)
 
 
+def confidence(reply: Reply) -> float:
+    """The geometric mean probability of an answer's tokens; 0 for none."""
+    logprobs = reply.completion.logprobs
+    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else 0.0
+
+
 def total_variation(
     ids: FloatArray, probabilities: FloatArray, other_ids: FloatArray, other: FloatArray
 ) -> FloatArray:

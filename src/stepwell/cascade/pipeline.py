@@ -63,7 +63,7 @@ class Cascade:
                 "What was fitted for this ladder was fitted for other weights.", fix=FIT_AGAIN
             )
         self.config, self.stages, self.fitted = config, tuple(stages), fitted
-        self.units = UnitCosts.of(fitted.costs, config)
+        self.units, self.gates = UnitCosts.of(fitted.costs, config), fitted.gates(config)
         self.kv = KVManager(stages, config.serving.kv_cache_bytes)
         self.counters: Counter[tuple[str, str]] = Counter()
         self._guards = [Guard(stage, clock=clock) for stage in stages]
@@ -202,6 +202,7 @@ class Cascade:
             self._names,
             self._vocabularies,
             self.units,
+            self.gates,
             cached,
         )
         told = None if progress is None else _Told(progress)
@@ -228,7 +229,7 @@ class Cascade:
         plain: list[int] = []
         drafted: dict[int, Draft] = {}
         for row in walk.waiting(number):
-            draft = walk.draft(row) if self.config.policy.mode == "lossless" else None
+            draft = walk.draft(row, number)
             if draft is None:
                 plain.append(row)
             else:

@@ -18,7 +18,7 @@ from stepwell.cascade.answer import Stopped, Visit
 from stepwell.cascade.costs import UnitCosts
 from stepwell.cascade.features import Seen
 from stepwell.cascade.guard import Failure, Outcome
-from stepwell.cascade.overlap import accepted_shares
+from stepwell.cascade.overlap import accepted_shares, confidence
 from stepwell.cascade.paths import BoolArray, FloatArray, IntArray
 from stepwell.cascade.predictor import Predictor
 from stepwell.cascade.stage import Draft, Reply
@@ -57,6 +57,7 @@ class Journey:
 class Walk:
     """The journeys of a batch. Stages are numbered from 1.
 
+    gates [K, K]: how sure a stage must have been of its answer that a later one verifies it.
     cached [N, K]: tokens of each prompt that each stage has in its cache, None for none.
     """
 
@@ -67,11 +68,12 @@ class Walk:
         names: Sequence[str],
         vocabularies: Sequence[str],
         units: UnitCosts,
+        gates: FloatArray,
         cached: FloatArray | None = None,
     ) -> None:
         self.journeys = list(journeys)
         self._predictor, self._names, self._vocabularies = predictor, names, vocabularies
-        self._units, self._cached = units, cached
+        self._units, self._gates, self._cached = units, gates, cached
         self._num_stages = len(names)
         prompts = [journey.prompt for journey in journeys]
         self._seen = Seen.begin(predictor.feature_set, prompts, self._num_stages)
@@ -97,12 +99,15 @@ class Walk:
         rows: list[int] = np.flatnonzero(self._next == number).tolist()
         return rows
 
-    def draft(self, row: int) -> Draft | None:
-        """The last answer of a prompt, for the next stage to verify; None where it has none."""
+    def draft(self, row: int, number: int) -> Draft | None:
+        """The last answer of a prompt, for a stage to verify; None where going anew costs less."""
         journey = self.journeys[row]
         if not journey.last:
             return None
-        done = journey.replies[journey.last].completion
+        reply = journey.replies[journey.last]
+        if confidence(reply) < self._gates[journey.last - 1, number - 1]:
+            return None
+        done = reply.completion
         return Draft(done.text, done.token_ids, self._vocabularies[journey.last - 1])
 
     def arrive(
@@ -203,21 +208,21 @@ class Walk:
     def _visit(self, row: int, number: int, outcome: Outcome, seconds: float) -> Visit:
         """A stage's part in a journey, with what it cost; what is believed then comes later."""
         journey, at = self.journeys[row], number - 1
-        name, anew = self._names[at], float(self._units.anew[at])
+        name, price = self._names[at], float(self._units.anew[at])
         if isinstance(outcome, Failure):
-            cost = 0.0 if outcome.fault == "down" else anew
+            cost = 0.0 if outcome.fault == "down" else price
             problem = outcome.problem
             return Visit(name, "", cost, fault=outcome.fault, problem=problem, seconds=seconds)
         usage = outcome.completion.usage
         saved = usage.cached_tokens * float(self._units.prompt[at])
         if outcome.mode == "verified" and journey.last:
             same = self._vocabularies[journey.last - 1] == self._vocabularies[at] != ""
-            [share] = accepted_shares([outcome], [journey.replies[journey.last]], same_ids=same)
-            saved += float(share * self._units.saved[at])
+            share = accepted_shares([outcome], [journey.replies[journey.last]], same_ids=same)
+            price = float(self._units.from_draft(share[:, None])[0, at])
         return Visit(
             name,
             outcome.completion.text,
-            cost=max(0.0, anew - saved),
+            cost=max(0.0, price - saved),
             mode=outcome.mode,
             new_tokens=usage.completion_tokens,
             accepted_tokens=usage.accepted_tokens,

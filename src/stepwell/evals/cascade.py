@@ -15,7 +15,6 @@ from functools import cached_property
 import numpy as np
 
 from stepwell.cascade.collect import Collected
-from stepwell.cascade.costs import UnitCosts
 from stepwell.cascade.exchange import Exchange
 from stepwell.cascade.features import LOWEST_LOGPROB
 from stepwell.cascade.fitted import QUALITY_MARGIN
@@ -148,10 +147,10 @@ class Bench:
         self._calibration_confidence = _confidence(calibration)
         self._test_confidence = _confidence(test)
         measured = cascade.config.changed(costs="measured")
-        units = UnitCosts.of(cascade.fitted.costs, measured)
-        self._known, self._tried = units.steps(calibration.accepted), units.steps(test.accepted)
+        self._known = cascade.fitted.steps(measured, calibration)
+        self._tried = cascade.fitted.steps(measured, test)
         self._quoted = cascade.fitted.mean_steps(measured)
-        self._numbers = range(1, len(units.anew) + 1)
+        self._numbers = range(1, len(cascade.stages) + 1)
 
     def fixed(self) -> list[Replay]:
         """Always one stage, for each stage."""
