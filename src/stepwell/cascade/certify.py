@@ -100,6 +100,15 @@ class Certificate:
         name = fingerprint(policy.to_plain())
         return any(step.rejected and step.policy == name for step in self.path)
 
+    def is_about(self, policies: Sequence[Policy], epsilon: float, delta: float) -> bool:
+        """Whether these policies, in this order, at these rates, are what was tested."""
+        names = [fingerprint(policy.to_plain()) for policy in policies[: len(self.path)]]
+        return (epsilon, delta, names) == (
+            self.epsilon,
+            self.delta,
+            [step.policy for step in self.path],
+        )
+
     def to_plain(self) -> dict[str, Any]:
         """The certificate as plain Python that JSON holds."""
         return to_document(self, self.KIND, self.VERSION)

@@ -89,8 +89,8 @@ class Head:
 class Fitted:
     """Everything that deciding needs, and the fingerprints of the stages that it was fitted for.
 
-    accepted [N, K, K] and sure [N, K] are those of the calibration prompts (see Collected). `lam` is
-    the lambda that `auto` stands for where nothing is certified.
+    accepted [N, K, K] and sure [N, K] are those of the calibration prompts (see Collected). `lam`
+    is the lambda that `auto` stands for where nothing is certified.
     """
 
     predictor: Predictor
@@ -127,12 +127,14 @@ class Fitted:
         calibration_data: Collected,
         costs: Costs,
         certification_data: Collected | None = None,
+        earlier: Certificate | None = None,
     ) -> Fitted:
         """Fit predictor and rule on disjoint prompts, certify on others still, choose lambda.
 
         `auto` is the cheapest certified rule where one is; else the cheapest lambda that keeps the
         largest stage's quality within half a point on the calibration prompts; where none does, the
-        largest lambda, and a warning says so.
+        largest lambda, and a warning says so. earlier: the ladder's certificate so far, whose
+        prompts can certify no other rule.
         """
         data = predictor_data
         predictor = Predictor.fit(
@@ -152,15 +154,37 @@ class Fitted:
             return fitted
         known = predictor_data.prompts, calibration_data.prompts
         used = [UsedPrompts.of(prompts) for prompts in known]
-        return replace(fitted, certificate=fitted.certify(config, certification_data, used))
+        certificate = fitted.certify(config, certification_data, used, earlier)
+        return replace(fitted, certificate=certificate)
 
     def certify(
-        self, config: LadderConfig, data: Collected, used: Sequence[UsedPrompts] = ()
-    ) -> Certificate:
-        """Test rules of rising thrift on prompts that nothing else has seen; see certify.py."""
+        self,
+        config: LadderConfig,
+        data: Collected,
+        used: Sequence[UsedPrompts] = (),
+        earlier: Certificate | None = None,
+    ) -> Certificate | None:
+        """Test rules of rising thrift on prompts that nothing else has seen; see certify.py.
+
+        Where an earlier certificate is about the very same rules it is kept; where it is about
+        others, its prompts are left out, and None is returned where no prompt is left.
+        """
         asked = config.policy.lam
         terms = asked.certificate if isinstance(asked, Certified) else CertificateConfig()
         path = order_path(self.calibration, self.steps(config), quoted=self.mean_steps(config))
+        if earlier is not None:
+            if earlier.is_about(path, terms.epsilon, terms.delta):
+                return earlier
+            fresh = np.flatnonzero([prompt not in earlier.used for prompt in data.prompts])
+            logger.warning(
+                "%d of %d certification prompts have certified another rule before and are left"
+                " out; collect more for a certificate of this one.",
+                len(data) - len(fresh),
+                len(data),
+            )
+            if not len(fresh):
+                return None
+            data = data.take(fresh)
         return certify(
             path,
             data.paths(self.predictor),
@@ -196,7 +220,7 @@ class Fitted:
         return self._gates[key]
 
     def steps(self, config: LadderConfig, data: Collected | None = None) -> FloatArray:
-        """What each prompt pays for a stage after another, [N, K, K]; those of calibration if None."""
+        """What each prompt pays for a stage after another, [N, K, K]; by default calibration's."""
         accepted, sure = (self.accepted, self.sure) if data is None else (data.accepted, data.sure)
         return UnitCosts.of(self.costs, config).steps(accepted, sure, self.gates(config))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import ClassVar, Final
 import numpy as np
 
 from stepwell.cascade.build import trainer_config
+from stepwell.cascade.certify import Certificate
 from stepwell.cascade.collect import Collected, collect
 from stepwell.cascade.collection import Asked, Collection
 from stepwell.cascade.costs import Costs, measure_costs
@@ -36,7 +38,7 @@ from stepwell.cascade.paths import IntArray
 from stepwell.cascade.splits import splits
 from stepwell.cascade.stage import Stage
 from stepwell.config import fingerprint, read_json, write_json
-from stepwell.errors import CascadeError, ConfigError, DataError, UsageError
+from stepwell.errors import CascadeError, ConfigError, DataError, StepwellError, UsageError
 from stepwell.tasks.base import Task, task_from_plain
 from stepwell.tasks.facts import Facts
 from stepwell.tasks.questions import Question, Questions
@@ -196,6 +198,7 @@ class Preparation:
             collected.take(rows["calibration"]),
             costs,
             None if certification is None else collected.take(certification),
+            self._earlier_certificate(),
         )
         fitted.save(self.fitted)
         return fitted
@@ -224,6 +227,12 @@ class Preparation:
                 "sampling": self.config.sampling,
             }
         )
+
+    def _earlier_certificate(self) -> Certificate | None:
+        """That of the ladder as it was fitted before; None where there is none that can be read."""
+        with suppress(StepwellError):
+            return Fitted.load(self.fitted).certificate
+        return None
 
     @property
     def _is_facts(self) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -57,6 +58,13 @@ class UsedPrompts:
 
     def __len__(self) -> int:
         return len(self.marks)
+
+    def __contains__(self, prompt: str) -> bool:
+        return _digest(prompt)[:MARK] in self._marks
+
+    @cached_property
+    def _marks(self) -> frozenset[str]:
+        return frozenset(self.marks)
 
     def shared(self, other: UsedPrompts) -> int:
         """How many prompts are in both sets."""

@@ -97,6 +97,8 @@ class LadderRecipe:
         return LadderConfig.parse(
             {
                 "stages": [stage.plain(self.name, seed) for stage in self.stages],
+                # To observe more than the answer would cost stages of this size half as much again.
+                "predictor": {"features": ["prompt", "logprobs", "length", "agreement"]},
                 "sampling": {"temperature": 0.0, "max_new_tokens": longest},
             }
         )
