@@ -60,10 +60,11 @@ def test_attribution_is_that_of_attribute_patches(run, trained, generator, pairs
 
 
 def test_several_pairs_have_standard_errors(run, trained, generator, pairs) -> None:
-    shown = run("patch", trained, "--pairs", pairs, "--point", "residual.before", "--json").json
-    assert shown["rows"] == patch_positions(generator, **columns(PAIRS)).rows
+    point = "mlp.output"  # at the first layer's input effects are 0 or 1, in every pair
+    shown = run("patch", trained, "--pairs", pairs, "--point", point, "--json").json
+    assert shown["rows"] == patch_positions(generator, **columns(PAIRS), point=point).rows
     assert all(row["standard_error"] is not None for row in shown["rows"])
-    people = run("patch", trained, "--pairs", pairs, "--point", "residual.before", "--top", 2)
+    people = run("patch", trained, "--pairs", pairs, "--point", point, "--top", 2)
     assert "standard error" in people.out
     assert "standard error" not in run("patch", trained, *TEXTS).out
 

@@ -113,7 +113,8 @@ def collect(
         if on_stage is not None:
             on_stage(stage.name)
         observe = chosen.observe.at(number)
-        found = _sound(stage, stage.generate(prompts, observe=observe, **sampling))
+        found = stage.generate(prompts, observe=observe, **sampling)
+        check_finished(stage, found)
         seen.note(number, found, dict(enumerate(replies, start=1)), vocabularies)
         replies.append(found)
     texts = [tuple(reply.completion.text for reply in found) for found in replies]
@@ -132,7 +133,8 @@ def collect(
     )
 
 
-def _sound(stage: Stage, replies: Sequence[Reply]) -> Sequence[Reply]:
+def check_finished(stage: Stage, replies: Sequence[Reply]) -> None:
+    """Nothing; raises StageError where an answer did not come to its end."""
     for number, reply in enumerate(replies):
         done = reply.completion
         if done.finish_reason not in ("stop", "length"):
@@ -141,7 +143,6 @@ def _sound(stage: Stage, replies: Sequence[Reply]) -> Sequence[Reply]:
                 f" ({done.error or 'nothing more is known'}).",
                 fix="mend the stage, then run the same command: it goes on from here.",
             )
-    return replies
 
 
 def _again(
@@ -149,7 +150,8 @@ def _again(
 ) -> tuple[str, ...]:
     """Another answer to each prompt, with another seed."""
     seed = int(sampling.get("seed", 0)) + attempt
-    found = _sound(stage, stage.generate(prompts, **{**sampling, "seed": seed}))
+    found = stage.generate(prompts, **{**sampling, "seed": seed})
+    check_finished(stage, found)
     return tuple(reply.completion.text for reply in found)
 
 

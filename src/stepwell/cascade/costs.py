@@ -17,14 +17,15 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from stepwell.cascade.collect import check_finished
 from stepwell.cascade.documents import from_document, to_document
 from stepwell.cascade.ladder import LadderConfig, Price
 from stepwell.cascade.overlap import accepted_shares
 from stepwell.cascade.paths import FloatArray
 from stepwell.cascade.stage import Draft, Observe, Reply, Stage
 from stepwell.config import read_json, write_json
-from stepwell.errors import CascadeError
-from stepwell.generate.request import Usage
+from stepwell.errors import CascadeError, StageError
+from stepwell.generate.request import Completion, Usage
 
 REPETITIONS = 5
 MOST_ALIKE = 0.75  # share of an answer that others begin with too
@@ -129,10 +130,11 @@ class UnitCosts:
         nothing = np.zeros(len(costs.stages))
         if config.costs != "measured":
             counted = costs.flops() if config.costs == "flops" else costs.prices()
-            if not counted[-1] > 0:
+            if not counted.min() > 0:
+                name = costs.stages[int(counted.argmin())].name
                 raise CascadeError(
-                    f"The largest stage costs nothing by `costs: {config.costs}`.",
-                    fix="say what its tokens cost (`price:`), or use `costs: measured`.",
+                    f"Stage {name!r} costs nothing by `costs: {config.costs}`.",
+                    fix="say its `price:` or its `parameters:`, or use `costs: measured`.",
                 )
             relative = counted / counted[-1]
             return cls(relative, relative, relative, nothing)
@@ -251,6 +253,7 @@ def _timed(
 
     stage.forget()
     replies, anew = timed(lambda: stage.generate(prompts, **asked))
+    check_finished(stage, replies)
     drafts = [
         Draft(each.completion.text, each.completion.token_ids, stage.vocabulary) for each in replies
     ]
@@ -267,6 +270,14 @@ def _timed(
     return _Turn(replies, anew, verified, refused, warm, cached)
 
 
+def _flops(stage: Stage, completions: Sequence[Completion]) -> float:
+    """Mean FLOPs an answer; 0 for a stage that cannot tell, which `costs: flops` then refuses."""
+    try:
+        return statistics.fmean(map(stage.flops, completions))
+    except StageError:
+        return 0.0
+
+
 def _cost(stage: Stage, turns: Mapping[int, Sequence[_Turn]], price: Price | None) -> StageCost:
     """Medians over all turns but the first, which warms up; counts from the largest batch."""
     counted = [reply.completion for reply in turns[max(turns)][0].replies]
@@ -276,7 +287,7 @@ def _cost(stage: Stage, turns: Mapping[int, Sequence[_Turn]], price: Price | Non
 
     return StageCost(
         stage.name,
-        flops=statistics.fmean(map(stage.flops, counted)),
+        flops=_flops(stage, counted),
         seconds=medians(lambda turn: turn.anew),
         verified=medians(lambda turn: turn.verified),
         refused=medians(lambda turn: turn.refused),

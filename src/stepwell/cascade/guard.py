@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from stepwell.cascade.stage import Draft, Reply, Stage
-from stepwell.errors import StageError
+from stepwell.errors import PromptError, StageError
 
 Fault = Literal["error", "late", "nan", "gone", "down"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -86,9 +86,27 @@ class Guard:
             replies = work() if limit_s is None else self._in_time(work, limit_s)
             if len(replies) != len(prompts):
                 raise StageError(f"it gave {len(replies)} answers to {len(prompts)} prompts.")
+        except PromptError as error:
+            if len(prompts) == 1:  # the prompt's fault: the stage stays up
+                return self._noted([Failure("error", error.problem)])
+            return self._in_halves(prompts, drafts, limit_s, **asked)
         except Exception as error:
             return self._noted([self._failed(error)] * len(prompts))
         return self._noted([_checked(reply) for reply in replies])
+
+    def _in_halves(
+        self,
+        prompts: Sequence[str],
+        drafts: Sequence[Draft] | None,
+        limit_s: float | None,
+        **asked: Any,
+    ) -> list[Outcome]:
+        """The same of each half, so that a prompt which a stage refuses is refused alone."""
+        middle, outcomes = len(prompts) // 2, list[Outcome]()
+        for part in (slice(middle), slice(middle, None)):
+            some = None if drafts is None else drafts[part]
+            outcomes += self.ask(prompts[part], some, limit_s, **asked)
+        return outcomes
 
     def _in_time(self, work: Callable[[], list[Reply]], limit_s: float) -> list[Reply]:
         """What the work gives. Raises what it raises, or TimeoutError after the limit."""

@@ -81,7 +81,12 @@ class Cascade:
         """
         config = LadderConfig.read(path)
         fitted = Fitted.load(fitted_directory(path))
-        return cls(config, load_stages(config, Path(path).parent, **options), fitted)
+        stages = load_stages(config, Path(path).parent, **options)
+        try:
+            return cls(config, stages, fitted)
+        except BaseException:
+            close_stages(stages)
+            raise
 
     def close(self) -> None:
         """Let go of the stages; servers that were launched for them end."""

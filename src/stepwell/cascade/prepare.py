@@ -96,7 +96,8 @@ class Preparation:
             raise UsageError(f"{count} questions are to be asked, expected 1 or more.")
         asked = self.config.questions
         if asked.file is not None:
-            found = Questions.read(self.ladder_file.parent / asked.file)
+            path = self.ladder_file.parent / asked.file
+            found = Questions.read(path, answered=asked.checker == "exact")
             return replace(found, items=found.items[:count])  # its source is that of all rows
         task = self.task()
         if isinstance(task, Facts):

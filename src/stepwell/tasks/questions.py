@@ -88,21 +88,23 @@ class Questions:
         *,
         template: PromptTemplate | None = None,
         check: Check = "exact",
+        answered: bool = True,
         start: int = 0,
         end: int | None = None,
     ) -> Self:
         """The rows [start, end) of a JSONL file, each with an "answer" and a "prompt".
 
         template: what the rows fill instead of having a prompt. check: "exact" compares the texts,
-        white space around them aside; "number" the last number in each. Raises DataError or
-        PromptError that names the line.
+        white space around them aside; "number" the last number in each. answered: without it a row
+        needs no answer, and nothing is right. Raises DataError or PromptError that names the line.
         """
         if check not in get_args(Check):
             raise UsageError(f"There is no check {check!r}. {suggest(check, get_args(Check))}")
         rows = read_rows(Path(path))
         end = len(rows) if end is None else min(end, len(rows))
         _check_range(start, end, f"{path} has {len(rows)} rows; ")
-        items = tuple(_of_row(row, template, check) for row in rows[start:end])
+        made = _of_row if answered else _unanswered
+        items = tuple(made(row, template, check) for row in rows[start:end])
         content = [[item.prompt, item.expected] for item in items]
         filled = None if template is None else template.fingerprint
         source = {"rows": fingerprint(content), "template": filled, "check": check}
@@ -151,6 +153,12 @@ def _of_row(row: Row, template: PromptTemplate | None, check: Check) -> Question
     if check == "number" and not right:
         raise DataError(f"{row.where}: there is no number in the answer {expected!r}.")
     return Question(_prompt(row, template), str(expected), lambda text: final(text) == right, final)
+
+
+def _unanswered(row: Row, template: PromptTemplate | None, check: Check) -> Question:  # noqa: ARG001
+    if not isinstance(row.value, Mapping):
+        raise DataError(f"{row.where}: expected an object.", fix=EXPECTED)
+    return Question(_prompt(row, template), "", lambda _: False)
 
 
 def _prompt(row: Row, template: PromptTemplate | None) -> str:

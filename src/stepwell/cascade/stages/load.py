@@ -14,6 +14,10 @@ from stepwell.cascade.stages.local import LocalStage
 from stepwell.errors import CascadeError
 
 
+LONGEST_WAIT_S = 60.0
+"""For a server's answers to a batch, where the ladder file gives it no time of its own."""
+
+
 def load_stages(config: LadderConfig, root: str | Path, **options: Any) -> list[Stage]:
     """The stages of a ladder, ready to answer; `root` is the ladder file's directory.
 
@@ -58,19 +62,20 @@ def _server(stage: StageConfig, url: str, max_rows: int, root: str | Path) -> St
     from stepwell.cascade.stages.launch import Launcher
     from stepwell.cascade.stages.server import ServerStage
 
+    key = _key(stage)
     launcher = None
     if stage.launch is not None:
         launcher = Launcher(stage.launch, url, directory=root)
-        launcher.start()
     return ServerStage(
         stage.name,
         url,
         model=stage.model,
-        api_key=_key(stage),
+        api_key=key,
         max_rows=max_rows,
         parameters=stage.parameters,
         tokenizer=None if stage.tokenizer is None else Path(root) / stage.tokenizer,
         launcher=launcher,
+        timeout_s=stage.timeout_s or LONGEST_WAIT_S,
     )
 
 
