@@ -13,7 +13,6 @@ from stepwell.cascade.stage import Stage
 from stepwell.cascade.stages.local import LocalStage
 from stepwell.errors import CascadeError
 
-
 LONGEST_WAIT_S = 60.0
 """For a server's answers to a batch, where the ladder file gives it no time of its own."""
 
