@@ -182,8 +182,8 @@ class World:
 
     def data(self, split: str) -> Collected:
         """All stages' answers to the prompts of a split."""
+        from stepwell.cascade.beliefs.features import select
         from stepwell.cascade.collect import collect
-        from stepwell.cascade.features import select
         from stepwell.tasks.questions import Question
 
         weights = self.weights[SPLITS.index(split) :: len(SPLITS)]

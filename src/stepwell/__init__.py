@@ -16,8 +16,8 @@ from stepwell.version import __version__
 
 if TYPE_CHECKING:
     from stepwell import tasks as tasks
-    from stepwell.cascade import stopping as stopping
     from stepwell.cascade.pipeline import Cascade as Cascade
+    from stepwell.cascade.rule import stopping as stopping
     from stepwell.evals.evaluate import evaluate as evaluate
     from stepwell.evals.lm_eval import lm_eval_model as lm_eval_model
     from stepwell.evals.math_answer import check_math as check_math
@@ -118,7 +118,7 @@ _HOMES = {
     "write_recording": "stepwell.generate.recording_files",
     "zero_heads": "stepwell.study.patch",
 }
-_MODULES = {"stopping": "stepwell.cascade.stopping", "tasks": "stepwell.tasks"}
+_MODULES = {"stopping": "stepwell.cascade.rule.stopping", "tasks": "stepwell.tasks"}
 
 __all__ = ["StepwellError", "__version__", *sorted({**_HOMES, **_MODULES})]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stepwell.cascade.beliefs.features import select
 from stepwell.cascade.collect import Collected, collect
 from stepwell.cascade.collection import PART, Asked, Collection
-from stepwell.cascade.features import select
 from stepwell.errors import CascadeError, StageError
 from stepwell.tasks.questions import Question
 

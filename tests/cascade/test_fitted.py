@@ -15,8 +15,8 @@ from stepwell.cascade import fitted as module
 from stepwell.cascade.costs import Costs, UnitCosts
 from stepwell.cascade.fitted import MOST_POLICIES, QUALITY_MARGIN, Fitted
 from stepwell.cascade.pipeline import Cascade
-from stepwell.cascade.stopping import fit
-from stepwell.cascade.tuning import LAMBDAS
+from stepwell.cascade.rule.stopping import fit
+from stepwell.cascade.rule.tuning import LAMBDAS
 from stepwell.errors import CascadeError, ConfigError, FormatError
 
 FILES = {

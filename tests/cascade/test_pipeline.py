@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from stepwell.cascade.answer import Answer
+from stepwell.cascade.beliefs.features import Seen, select
 from stepwell.cascade.collect import Collected
-from stepwell.cascade.features import Seen, select
-from stepwell.cascade.paths import Outcome
 from stepwell.cascade.pipeline import Cascade
+from stepwell.cascade.rule.paths import Outcome
 from stepwell.errors import ConfigError, PromptError
 
 NAMES = ("small", "middle", "large")

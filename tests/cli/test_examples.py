@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from stepwell.cascade.beliefs.features import select
 from stepwell.cascade.build import trainer_config
-from stepwell.cascade.features import select
 from stepwell.cascade.ladder import LadderConfig
 from stepwell.cascade.stages.launch import Launcher
 from stepwell.config import read_yaml, write_yaml

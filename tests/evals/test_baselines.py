@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from stepwell.cascade.paths import FloatArray, Paths
+from stepwell.cascade.rule.paths import FloatArray, Paths
 from stepwell.errors import CascadeError, ShapeError
 from stepwell.evals.baselines import (
     ThresholdRule,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepwell.cascade.paths import FloatArray, Outcome
+from stepwell.cascade.rule.paths import FloatArray, Outcome
 from stepwell.errors import ShapeError
 from stepwell.evals.frontier import (
     Curve,

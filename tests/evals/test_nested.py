@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from stepwell.cascade.paths import FloatArray
+from stepwell.cascade.rule.paths import FloatArray
 from stepwell.errors import ShapeError
 from stepwell.evals.frontier import Interval, Statistic, bootstrap
 from stepwell.evals.nested import nested_bootstrap, over_seeds

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stepwell.cascade.exchange import Exchange
+from stepwell.cascade.rule.exchange import Exchange
 from stepwell.evals.acceptance import Acceptance
 from stepwell.evals.cascade import LADDER, MIXING, ORACLE, SHOWN_LAMBDAS, Row
 from stepwell.evals.frontier import Interval

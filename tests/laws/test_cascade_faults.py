@@ -20,9 +20,9 @@ import torch
 
 from stepwell.cascade import guard as guard_module
 from stepwell.cascade.answer import Answer
+from stepwell.cascade.beliefs.features import select
 from stepwell.cascade.collect import collect
 from stepwell.cascade.costs import Costs, StageCost
-from stepwell.cascade.features import select
 from stepwell.cascade.fitted import Fitted
 from stepwell.cascade.ladder import LadderConfig
 from stepwell.cascade.pipeline import Cascade

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from stepwell.cascade.features import FeatureSet, Seen, select
-from stepwell.cascade.overlap import accepted_shares, confidence
-from stepwell.cascade.paths import BoolArray, FloatArray, IntArray, Paths
-from stepwell.cascade.predictor import Predictor
+from stepwell.cascade.beliefs.features import FeatureSet, Seen, select
+from stepwell.cascade.beliefs.overlap import accepted_shares, confidence
+from stepwell.cascade.beliefs.predictor import Predictor
+from stepwell.cascade.rule.paths import BoolArray, FloatArray, IntArray, Paths
 from stepwell.cascade.stage import Reply, Stage
 from stepwell.errors import StageError
 from stepwell.tasks.questions import Question

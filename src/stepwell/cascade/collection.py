@@ -19,9 +19,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from stepwell.cascade.beliefs.features import FeatureSet, Seen
 from stepwell.cascade.collect import Collected
 from stepwell.cascade.documents import from_document, to_document
-from stepwell.cascade.features import FeatureSet, Seen
 from stepwell.config import read_json, write_atomically, write_json
 from stepwell.errors import CascadeError, DataError, StepwellError
 from stepwell.tasks.questions import Question

@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from stepwell.cascade.beliefs.overlap import accepted_shares
 from stepwell.cascade.collect import check_finished
 from stepwell.cascade.documents import from_document, to_document
 from stepwell.cascade.ladder import LadderConfig, Price
-from stepwell.cascade.overlap import accepted_shares
-from stepwell.cascade.paths import FloatArray
+from stepwell.cascade.rule.paths import FloatArray
 from stepwell.cascade.stage import Draft, Observe, Reply, Stage
 from stepwell.config import read_json, write_json
 from stepwell.errors import CascadeError, StageError

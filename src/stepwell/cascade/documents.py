@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import pydantic
 
-from stepwell.cascade.paths import FloatArray
+from stepwell.cascade.rule.paths import FloatArray
 from stepwell.errors import DataError, FormatError
 
 Value = TypeVar("Value")

@@ -20,17 +20,17 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from stepwell.cascade.certify import Certificate, certify, order_path
+from stepwell.cascade.beliefs.predictor import Predictor
 from stepwell.cascade.collect import Collected
 from stepwell.cascade.costs import Costs, UnitCosts
 from stepwell.cascade.documents import from_document, to_document
 from stepwell.cascade.ladder import Budget, CertificateConfig, Certified, LadderConfig
-from stepwell.cascade.paths import FloatArray, Paths
-from stepwell.cascade.predictor import Predictor
+from stepwell.cascade.rule.certify import Certificate, certify, order_path
+from stepwell.cascade.rule.paths import FloatArray, Paths
+from stepwell.cascade.rule.stopping import Policy, always, fit
+from stepwell.cascade.rule.tuning import LAMBDAS, fit_budget, fit_quality
 from stepwell.cascade.splits import UsedPrompts
 from stepwell.cascade.stage import Stage
-from stepwell.cascade.stopping import Policy, always, fit
-from stepwell.cascade.tuning import LAMBDAS, fit_budget, fit_quality
 from stepwell.config import fingerprint, read_json, write_atomically, write_json
 from stepwell.errors import CascadeError, DataError, FormatError, StepwellError
 from stepwell.storage.staging import staged

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from stepwell.cascade.paths import FloatArray
+from stepwell.cascade.rule.paths import FloatArray
 from stepwell.cascade.stage import Stage
 from stepwell.generate.pins import Pin
 from stepwell.generate.request import Completion

@@ -26,9 +26,9 @@ from stepwell.cascade.fitted import FIT_AGAIN, Fitted, Rule
 from stepwell.cascade.guard import Guard, Outcome
 from stepwell.cascade.kv import KVManager
 from stepwell.cascade.ladder import LadderConfig, check_sampling, fitted_directory
+from stepwell.cascade.rule.stopping import Policy
 from stepwell.cascade.stage import Draft, Reply, Stage
 from stepwell.cascade.stages.load import close_stages, load_stages
-from stepwell.cascade.stopping import Policy
 from stepwell.cascade.walk import Journey, Walk
 from stepwell.errors import CascadeError, ConfigError, PromptError
 from stepwell.generate.batch import Progress

@@ -20,13 +20,12 @@ from typing import ClassVar, Final
 
 import numpy as np
 
+from stepwell.cascade.beliefs.features import FeatureSet, select
 from stepwell.cascade.build import trainer_config
-from stepwell.cascade.certify import Certificate
 from stepwell.cascade.collect import Collected, collect
 from stepwell.cascade.collection import Asked, Collection
 from stepwell.cascade.costs import Costs, measure_costs
 from stepwell.cascade.documents import from_document, to_document
-from stepwell.cascade.features import FeatureSet, select
 from stepwell.cascade.fitted import Fitted
 from stepwell.cascade.ladder import (
     Certified,
@@ -34,7 +33,8 @@ from stepwell.cascade.ladder import (
     collected_directory,
     fitted_directory,
 )
-from stepwell.cascade.paths import IntArray
+from stepwell.cascade.rule.certify import Certificate
+from stepwell.cascade.rule.paths import IntArray
 from stepwell.cascade.splits import splits
 from stepwell.cascade.stage import Stage
 from stepwell.config import fingerprint, read_json, write_json

@@ -15,7 +15,7 @@ from typing import Self
 
 import numpy as np
 
-from stepwell.cascade.paths import IntArray
+from stepwell.cascade.rule.paths import IntArray
 from stepwell.errors import ConfigError, DataError
 
 MARK = 16  # hexadecimal digits that a prompt is remembered by

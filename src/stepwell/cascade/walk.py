@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stepwell.cascade.answer import Stopped, Visit
+from stepwell.cascade.beliefs.features import Seen
+from stepwell.cascade.beliefs.overlap import accepted_shares, confidence
+from stepwell.cascade.beliefs.predictor import Predictor
 from stepwell.cascade.costs import UnitCosts
-from stepwell.cascade.features import Seen
 from stepwell.cascade.guard import Failure, Outcome
-from stepwell.cascade.overlap import accepted_shares, confidence
-from stepwell.cascade.paths import BoolArray, FloatArray, IntArray
-from stepwell.cascade.predictor import Predictor
+from stepwell.cascade.rule.paths import BoolArray, FloatArray, IntArray
+from stepwell.cascade.rule.stopping import Policy, Verdict
 from stepwell.cascade.stage import Draft, Reply
-from stepwell.cascade.stopping import Policy, Verdict
 
 
 @dataclass(slots=True)

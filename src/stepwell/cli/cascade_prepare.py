@@ -22,11 +22,11 @@ from stepwell.device import set_threads
 from stepwell.report.figure import Column, Table
 
 if TYPE_CHECKING:
-    from stepwell.cascade.certify import Certificate
     from stepwell.cascade.collect import Collected
     from stepwell.cascade.costs import Costs
     from stepwell.cascade.fitted import Fitted
     from stepwell.cascade.prepare import Preparation
+    from stepwell.cascade.rule.certify import Certificate
     from stepwell.train.config import TrainerConfig
 
 NUM_SAMPLES = 4000

@@ -179,8 +179,8 @@ class Demo:
 
     def measure(self, config: LadderConfig, stages: list[Stage], data: FactsData) -> Costs:
         """What an answer of each stage costs on this machine."""
+        from stepwell.cascade.beliefs.features import select
         from stepwell.cascade.costs import measure_costs
-        from stepwell.cascade.features import select
 
         rows = config.serving.max_rows
         self.output.note(f"Measuring what an answer costs, {rows} at once and alone ...")

@@ -1,7 +1,7 @@
 """What a cascade is measured against: rules that know less than a fitted policy, or everything.
 
 Pure arrays. Each baseline gives the `Outcome` it has on recorded paths; costs are those of
-`incremental_costs`. The open-loop rule is `stepwell.cascade.stopping.open_loop`. Curves through the
+`incremental_costs`. The open-loop rule is `open_loop` of cascade.rule.stopping. Curves through the
 outcomes, and what lies between them, are in frontier.py.
 """
 
@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from stepwell.cascade.outlook import Outlook
-from stepwell.cascade.paths import (
+from stepwell.cascade.rule.outlook import Outlook
+from stepwell.cascade.rule.paths import (
     BoolArray,
     FloatArray,
     IntArray,
@@ -24,7 +24,7 @@ from stepwell.cascade.paths import (
     Paths,
     incremental_costs,
 )
-from stepwell.cascade.replay import replay
+from stepwell.cascade.rule.replay import replay
 from stepwell.errors import CascadeError, ShapeError
 from stepwell.evals.frontier import hull_indices
 

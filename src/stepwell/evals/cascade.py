@@ -14,14 +14,14 @@ from functools import cached_property
 
 import numpy as np
 
+from stepwell.cascade.beliefs.features import LOWEST_LOGPROB
 from stepwell.cascade.collect import Collected
-from stepwell.cascade.exchange import Exchange
-from stepwell.cascade.features import LOWEST_LOGPROB
 from stepwell.cascade.fitted import QUALITY_MARGIN
-from stepwell.cascade.paths import FloatArray, Outcome, Paths
 from stepwell.cascade.pipeline import Cascade
-from stepwell.cascade.stopping import open_loop
-from stepwell.cascade.tuning import LAMBDAS
+from stepwell.cascade.rule.exchange import Exchange
+from stepwell.cascade.rule.paths import FloatArray, Outcome, Paths
+from stepwell.cascade.rule.stopping import open_loop
+from stepwell.cascade.rule.tuning import LAMBDAS
 from stepwell.evals.baselines import (
     always,
     every_stage,

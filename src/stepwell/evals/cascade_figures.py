@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stepwell.cascade.paths import FloatArray
+from stepwell.cascade.rule.paths import FloatArray
 from stepwell.evals.cascade import LADDER, MIXING, ORACLE, Comparison, Row
 from stepwell.evals.frontier import Curve, Interval, hull
 from stepwell.report.figure import Chart, Column, Estimate, Series, Style, Table

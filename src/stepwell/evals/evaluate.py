@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell.cascade.paths import FloatArray
+from stepwell.cascade.rule.paths import FloatArray
 from stepwell.errors import ConfigError, LogitsError, PromptError
 from stepwell.evals.frontier import Interval, bootstrap
 from stepwell.evals.grades import Graded, grade_of

@@ -13,11 +13,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from stepwell.cascade.beliefs.features import select
 from stepwell.cascade.collect import Collected, collect
-from stepwell.cascade.features import select
 from stepwell.cascade.ladder import LadderConfig
-from stepwell.cascade.paths import BoolArray, FloatArray
 from stepwell.cascade.prepare import TURNS
+from stepwell.cascade.rule.paths import BoolArray, FloatArray
 from stepwell.cascade.stage import Stage
 from stepwell.tasks.example import Example
 from stepwell.tasks.facts import Facts

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from stepwell.cascade.paths import FloatArray, IntArray
+from stepwell.cascade.rule.paths import FloatArray, IntArray
 from stepwell.errors import ShapeError
 
 

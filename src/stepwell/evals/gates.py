@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from stepwell.cascade.costs import Costs
-from stepwell.cascade.paths import BoolArray, FloatArray, IntArray
+from stepwell.cascade.rule.paths import BoolArray, FloatArray, IntArray
 
 FLOOR: Final = 0.35  # the oracle's share of always-largest, above which a ladder leaves no room
 MOST_GROUPS: Final = 8

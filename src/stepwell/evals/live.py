@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 
 from stepwell.cascade.answer import Answer
-from stepwell.cascade.paths import FloatArray, IntArray
 from stepwell.cascade.pipeline import Cascade
+from stepwell.cascade.rule.paths import FloatArray, IntArray
 from stepwell.cascade.stage import Stage
 from stepwell.cascade.stages.local import LocalStage
 

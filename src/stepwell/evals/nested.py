@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stepwell.cascade.paths import FloatArray
+from stepwell.cascade.rule.paths import FloatArray
 from stepwell.errors import ShapeError
 from stepwell.evals.frontier import Interval, Statistic
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from stepwell.cascade.answer import Answer
 from stepwell.cascade.ladder import Budget
-from stepwell.cascade.paths import BoolArray, FloatArray
 from stepwell.cascade.pipeline import Cascade
+from stepwell.cascade.rule.paths import BoolArray, FloatArray
 from stepwell.errors import CascadeError
 from stepwell.evals.acceptance import Acceptance, acceptance
 from stepwell.evals.cascade import LADDER, SHOWN_LAMBDAS, Bench

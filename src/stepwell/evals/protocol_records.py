@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from stepwell.cascade.documents import from_document, to_document
-from stepwell.cascade.exchange import Exchange
-from stepwell.cascade.paths import FloatArray
+from stepwell.cascade.rule.exchange import Exchange
+from stepwell.cascade.rule.paths import FloatArray
 from stepwell.config import read_json, write_atomically, write_json
 from stepwell.errors import CascadeError, DataError
 from stepwell.evals.acceptance import Acceptance

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from stepwell.cascade.paths import FloatArray
+from stepwell.cascade.rule.paths import FloatArray
 from stepwell.evals.acceptance import Acceptance
 from stepwell.evals.cascade import LADDER, SHOWN_LAMBDAS
 from stepwell.evals.frontier import Curve, Interval, hull, standings

@@ -25,12 +25,12 @@ from stepwell.cascade.collect import Collected
 from stepwell.cascade.costs import Costs
 from stepwell.cascade.fitted import Fitted
 from stepwell.cascade.ladder import LadderConfig
-from stepwell.cascade.paths import IntArray
 from stepwell.cascade.pipeline import Cascade
 from stepwell.cascade.prepare import Preparation, first_prompts
+from stepwell.cascade.rule.paths import IntArray
+from stepwell.cascade.rule.tuning import LAMBDAS
 from stepwell.cascade.stage import Stage
 from stepwell.cascade.stages.load import close_stages, load_stages
-from stepwell.cascade.tuning import LAMBDAS
 from stepwell.config import fingerprint
 from stepwell.errors import CascadeError
 from stepwell.evals.cascade import LADDER, ORACLE, Bench, Comparison, compare

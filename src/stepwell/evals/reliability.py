@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stepwell.cascade.paths import FloatArray, IntArray
+from stepwell.cascade.rule.paths import FloatArray, IntArray
 from stepwell.errors import ShapeError
 
 BINS = 10

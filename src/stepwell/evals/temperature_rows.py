@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell.cascade.paths import FloatArray
+from stepwell.cascade.rule.paths import FloatArray
 from stepwell.evals.certainty import Certainty
 from stepwell.evals.frontier import Interval, bootstrap
 

@@ -1,0 +1,1 @@
+"""How likely each stage's answer is right: features of prompts and answers, and the predictor."""

@@ -1,0 +1,1 @@
+"""When to stop: optimal stopping on recorded paths, its price, and certificates. Pure arrays."""
