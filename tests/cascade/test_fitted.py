@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stepwell.cascade import fitted as module
+from stepwell.cascade import fitted_files
 from stepwell.cascade.costs import Costs, UnitCosts
 from stepwell.cascade.fitted import MOST_POLICIES, QUALITY_MARGIN, Fitted
 from stepwell.cascade.pipeline import Cascade
@@ -120,7 +121,7 @@ def test_nothing_is_half_written(
     broken = {
         "predictor.json": (type(world.fitted.predictor), "save"),
         "costs.json": (Costs, "save"),
-        "calibration.safetensors": (module, "write_atomically"),
+        "calibration.safetensors": (fitted_files, "write_atomically"),
     }[part]
 
     def save(fitted: Fitted) -> None:
@@ -209,6 +210,23 @@ def test_a_newer_format_is_refused(world: Any, tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 3}))
     with pytest.raises(FormatError, match=r"fit\.json: .*format_version 3"):
         Fitted.load(tmp_path)
+
+
+GOLDEN = {  # of version 1, which kept a predictor of one regression a stage
+    "kind": "fitted ladder",
+    "format_version": 1,
+    "stages": ["weights of small", "weights of large"],
+    "lam": 2.0,
+    "files": {"predictor.json": "0", "costs.json": "1", "calibration.safetensors": "2"},
+    "seal": "3",
+}
+
+
+def test_what_an_earlier_version_fitted_is_to_be_fitted_again(tmp_path: Path) -> None:
+    (tmp_path / "fit.json").write_text(json.dumps(GOLDEN))
+    with pytest.raises(CascadeError, match="fitted by an earlier version") as caught:
+        Fitted.load(tmp_path)
+    assert "stepwell cascade fit" in caught.value.fix
 
 
 def test_a_budget_is_met_by_two_rules_and_the_prompt_draws_which(world: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -299,3 +300,16 @@ def test_where_every_stage_fails_the_answer_says_so(
     assert sorted(route(done)) == sorted(NAMES)
     assert (done.p_good, done.completion.finish_reason) == (0.0, "error")
     assert (done.stage, done.stopped, done.text) == ("", "failed", "")
+
+
+def test_deciding_costs_less_than_a_third_of_a_millisecond_a_request(world: Any) -> None:
+    """Features, beliefs, decisions and all bookkeeping, in full batches; stages take no time."""
+    cascade, prompts = world.cascade(), world.prompts()[:64]
+    seconds = []
+    for _ in range(9):
+        begun = time.perf_counter()
+        answers = cascade.generate_batch(prompts, lam=2.0)
+        stages = sum({visit.seconds for answer in answers for visit in answer.trace})
+        seconds.append((time.perf_counter() - begun - stages) / len(prompts))
+    assert sum(len(answer.trace) for answer in answers) > 1.5 * len(prompts)
+    assert sorted(seconds)[4] < 3e-4

@@ -40,7 +40,7 @@ def test_counts_of_several_add_up() -> None:
 
 def test_answers_are_compared_with_the_draft_that_they_verified(world: Any) -> None:
     """Scripted tokens count up from 0, so that the shorter of two answers decides."""
-    answers = world.cascade(**{"lambda": 10.0}).generate_batch(world.prompts())
+    answers = world.cascade(drafted=0.3, **{"lambda": 10.0}).generate_batch(world.prompts())
     verified = [
         (answer.trace[place - 1], answer.trace[place])
         for answer in answers
@@ -56,7 +56,7 @@ def test_answers_are_compared_with_the_draft_that_they_verified(world: Any) -> N
 
 
 def test_drafts_of_another_vocabulary_are_left_out(world: Any) -> None:
-    answers = world.cascade(**{"lambda": 10.0}).generate_batch(world.prompts())
+    answers = world.cascade(drafted=0.3, **{"lambda": 10.0}).generate_batch(world.prompts())
     assert acceptance(answers, ["words", "others", "third"]).reached == ()
     assert acceptance(answers, ["", "", ""]).reached == ()
 

@@ -1,29 +1,24 @@
 """What is fitted for a ladder: predictor, calibration paths, costs, certificate, and what to serve.
 
 The calibration paths are kept, not a policy, so that a request can name a lambda of its own:
-solving takes milliseconds. Owns the folder that holds all of it:
-
-    predictor.json  predictor.safetensors  costs.json  calibration.safetensors  certificate.json
-    fit.json        the rest, and the SHA-256 of the others; it comes last and makes them valid
+solving takes milliseconds. Owns what is fitted and the rules that follow from it; the folder that
+holds it is fitted_files.py's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar, Final, TypeVar
+from typing import Final
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from stepwell.cascade.beliefs.predictor import Predictor
 from stepwell.cascade.collect import Collected
 from stepwell.cascade.costs import Costs, UnitCosts
-from stepwell.cascade.documents import from_document, to_document
+from stepwell.cascade.fitted_files import FIT_AGAIN, Parts, load_parts, save_parts
 from stepwell.cascade.ladder import Budget, CertificateConfig, Certified, LadderConfig
 from stepwell.cascade.rule.certify import Certificate, certify, order_path
 from stepwell.cascade.rule.paths import FloatArray, Paths
@@ -31,19 +26,11 @@ from stepwell.cascade.rule.stopping import Policy, always, fit
 from stepwell.cascade.rule.tuning import LAMBDAS, fit_budget, fit_quality
 from stepwell.cascade.splits import UsedPrompts
 from stepwell.cascade.stage import Stage
-from stepwell.config import fingerprint, read_json, write_atomically, write_json
-from stepwell.errors import CascadeError, DataError, FormatError, StepwellError
-from stepwell.storage.staging import staged
+from stepwell.errors import CascadeError
 
 QUALITY_MARGIN: Final = 0.005  # on calibration prompts, so that new ones stay within a point
 MOST_POLICIES: Final = 256  # kept solved; a server is asked for any number of lambdas
-HEAD: Final = "fit.json"
-COSTS: Final = "costs.json"
-CALIBRATION: Final = "calibration.safetensors"
-CERTIFICATE: Final = "certificate.json"
-FIT_AGAIN: Final = "fit the ladder again: `stepwell cascade fit`."
 
-Part = TypeVar("Part")
 logger = logging.getLogger(__name__)
 
 
@@ -63,26 +50,6 @@ class Rule:
     def of(cls, policy: Policy, *, certified: bool = False) -> Rule:
         """The rule of a single policy."""
         return cls(policy, policy, 1.0, certified)
-
-
-@dataclass(frozen=True)
-class Head:
-    """What fit.json says: fingerprints of the stages, lambda, and hashes of the other files.
-
-    seal: the hash of all that.
-    """
-
-    stages: tuple[str, ...]
-    lam: float
-    files: dict[str, str]
-    seal: str = ""
-
-    KIND: ClassVar[str] = "fitted ladder"
-    VERSION: ClassVar[int] = 2
-
-    def sealed(self) -> Head:
-        """The same with its seal."""
-        return replace(self, seal=fingerprint([self.stages, self.lam, self.files]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,16 +202,7 @@ class Fitted:
 
     def save(self, directory: str | Path) -> None:
         """Write all of it into a directory, in place of what was fitted before: all or nothing."""
-        with staged(Path(directory), marker=HEAD, belongs=_FILES.__contains__) as new:
-            self.predictor.save(new)
-            self.costs.save(new / COSTS)
-            write_atomically(new / CALIBRATION, save(self._arrays()))
-            if self.certificate is not None:
-                write_json(new / CERTIFICATE, self.certificate.to_plain())
-            names = sorted(path.name for path in new.iterdir() if path.name in _FILES)
-            digests = {name: _digest(new / name) for name in names}
-            head = Head(self.fingerprints, self.lam, digests).sealed()
-            write_json(new / HEAD, to_document(head, Head.KIND, Head.VERSION))
+        save_parts(Parts(*(getattr(self, part.name) for part in fields(Parts))), directory)
 
     @classmethod
     def load(cls, directory: str | Path) -> Fitted:
@@ -253,28 +211,8 @@ class Fitted:
         Raises CascadeError where the ladder was never fitted or a file, which it names, is damaged,
         and FormatError where a newer version wrote it.
         """
-        directory = Path(directory)
-        if not (directory / HEAD).is_file():
-            raise CascadeError(
-                f"{directory} holds no fitted stopping rule.",
-                fix="check the ladder file's name, or fit it: `stepwell cascade fit LADDER`.",
-            )
-        head = _read(directory / HEAD, _read_head)
-        for name, digest in head.files.items():
-            if not (directory / name).is_file() or _digest(directory / name) != digest:
-                raise CascadeError(f"{directory / name} is missing or damaged.", fix=FIT_AGAIN)
-        calibration, accepted, sure = _read(directory / CALIBRATION, _read_paths)
-        certified = CERTIFICATE in head.files
-        return cls(
-            _read(directory / PREDICTOR, lambda path: Predictor.load(path.parent)),
-            calibration,
-            accepted,
-            sure,
-            _read(directory / COSTS, Costs.load),
-            head.lam,
-            head.stages,
-            _read(directory / CERTIFICATE, _read_certificate) if certified else None,
-        )
+        parts = load_parts(directory)
+        return cls(*(getattr(parts, part.name) for part in fields(Parts)))
 
     def _rule(self, config: LadderConfig, lam: float | None) -> Rule:
         asked, certificate = config.policy.lam, self.certificate
@@ -345,59 +283,3 @@ class Fitted:
             return float(LAMBDAS[-1])
         assert policy.lam is not None
         return policy.lam
-
-    def _arrays(self) -> dict[str, FloatArray]:
-        """The calibration prompts by name, as safetensors wants them: in C order."""
-        paths = self.calibration
-        arrays = {
-            "beliefs": paths.beliefs,
-            "good": paths.good,
-            "weights": paths.weights,
-            "accepted": self.accepted,
-            "sure": self.sure,
-        }
-        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-
-
-PREDICTOR: Final = "predictor.json"
-_FILES: Final = frozenset(
-    {HEAD, PREDICTOR, "predictor.safetensors", COSTS, CALIBRATION, CERTIFICATE}
-)
-_NEEDED: Final = _FILES - {HEAD, CERTIFICATE}
-
-
-def _read(path: Path, read: Callable[[Path], Part]) -> Part:
-    """What `read` gives; where it fails, the error names the file and is one of two."""
-    try:
-        return read(path)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error.problem}", fix=error.fix) from None
-    except StepwellError as error:
-        problem = error.problem.removeprefix(f"{path}: ")
-        raise CascadeError(f"{path} is damaged: {problem}", fix=FIT_AGAIN) from None
-
-
-def _read_head(path: Path) -> Head:
-    head = from_document(Head, read_json(path), Head.KIND, Head.VERSION)
-    if not _NEEDED <= head.files.keys() <= _FILES - {HEAD}:
-        raise DataError(f"it is about the files {', '.join(head.files) or 'none'}.")
-    if head != head.sealed():
-        raise DataError("its SHA-256 is not the one in it.")
-    return head
-
-
-def _read_paths(path: Path) -> tuple[Paths, FloatArray, FloatArray]:
-    try:
-        arrays = load_file(path)
-        paths = Paths(arrays["beliefs"], arrays["good"], arrays["weights"])
-        return paths, arrays["accepted"], arrays["sure"]
-    except (SafetensorError, KeyError) as error:
-        raise DataError(f"not the arrays expected ({error}).") from None
-
-
-def _read_certificate(path: Path) -> Certificate:
-    return Certificate.from_plain(read_json(path))
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

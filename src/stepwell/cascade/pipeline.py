@@ -22,7 +22,8 @@ from typing import Any, Self
 
 from stepwell.cascade.answer import Answer, SelectedOn
 from stepwell.cascade.costs import UnitCosts
-from stepwell.cascade.fitted import FIT_AGAIN, Fitted, Rule
+from stepwell.cascade.fitted import Fitted, Rule
+from stepwell.cascade.fitted_files import FIT_AGAIN
 from stepwell.cascade.guard import Guard, Outcome
 from stepwell.cascade.kv import KVManager
 from stepwell.cascade.ladder import LadderConfig, check_sampling, fitted_directory
