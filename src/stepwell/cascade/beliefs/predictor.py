@@ -41,6 +41,9 @@ DESCRIPTION: Final = "predictor.json"
 FILES: Final = frozenset({ARRAYS, DESCRIPTION})
 FIT_AGAIN: Final = "fit the ladder again."
 MOST_STAGES = 10  # there are 2^K states
+ONE_THREAD: Final = 2**18
+"""Multiplications that BLAS does on one thread. With more it wakes others, which then spin for tens
+of milliseconds on the cores that the stages need."""
 
 
 class _View(NamedTuple):
@@ -51,6 +54,12 @@ class _View(NamedTuple):
     inner: FloatArray  # [C, H]
     bias: FloatArray  # [H]
     head: Head  # of 1 + C + H inputs
+
+    def beliefs(self, inputs: FloatArray, base: FloatArray) -> FloatArray:
+        """Beliefs [N, K] from standardised features [N, C] and base rates [K]."""
+        units = np.tanh(inputs @ self.inner + self.bias)
+        design = np.concatenate([np.ones((len(inputs), 1)), inputs, units], axis=1)
+        return self.head.beliefs(design, base)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +120,12 @@ class Predictor:
             raise ShapeError(f"state is {state}, expected one of {self.num_stages} stages.")
         view = self._view(state)
         inputs = view.standards.apply(seen.flat()[:, view.columns])
-        units = np.tanh(inputs @ view.inner + view.bias)
-        design = np.concatenate([np.ones((len(inputs), 1)), inputs, units], axis=1)
-        return view.head.beliefs(design, self.base)
+        rows = max(1, ONE_THREAD // len(view.head.spread) ** 2)
+        if len(inputs) <= rows:
+            return view.beliefs(inputs, self.base)
+        starts = range(0, len(inputs), rows)
+        parts = [view.beliefs(inputs[start : start + rows], self.base) for start in starts]
+        return np.concatenate(parts)
 
     def paths(self, seen: Seen) -> FloatArray:
         """The beliefs of N prompts in every state, [N, 2^K, K]."""
