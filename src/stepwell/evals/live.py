@@ -79,13 +79,13 @@ def run_live(
     texts: dict[str, list[str]] = {}
     answers: list[Answer] = []
     for _ in range(repetitions):
-        forget(cascade)
+        _begin_turn(cascade)
         start = clock()
         answers = cascade.generate_batch(prompts)
         own.append(clock() - start)
         deciding.append(own[-1] - seconds_of_stages(answers))
         for name, answer in contestants.items():
-            forget(cascade)
+            _begin_turn(cascade)
             start = clock()
             texts[name] = answer(prompts)
             taken[name].append(clock() - start)
@@ -132,13 +132,18 @@ def without_drafts(cascade: Cascade) -> dict[str, Contestant]:
     return {ANEW: answer}
 
 
-def forget(cascade: Cascade) -> None:
-    """Empty all caches, so that every prompt costs what a new one does; collect garbage.
+def _begin_turn(cascade: Cascade) -> None:
+    """Empty all caches, and collect garbage.
 
     A full collection takes a tenth of a second in a process that holds torch. It comes after so
     many objects, whosever they are: without this it falls on the same contestant in every turn.
     """
     gc.collect()
+    forget(cascade)
+
+
+def forget(cascade: Cascade) -> None:
+    """Empty all caches, so that every prompt costs what a new one does."""
     cascade.kv.clear()
     for stage in cascade.stages:
         stage.forget()
