@@ -156,6 +156,7 @@ def test_going_on_from_an_answer_is_what_going_there_at_once_would_have_been(wor
         assert (resumed.text, resumed.stage) == (direct.text, direct.stage)
         assert resumed.cost == pytest.approx(direct.cost)
     assert sum(len(each.trace) for each in deeper) > sum(len(each.trace) for each in shallow)
+    assert shallow == cascade.generate_batch(prompts, lam=0.1), "what was answered stays as it was"
     again = cascade.resume(shallow, lam=0.1)
     assert [each.text for each in again] == [each.text for each in shallow]
 

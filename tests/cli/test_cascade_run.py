@@ -12,7 +12,7 @@ import pytest
 import yaml
 from support.openai_server import OpenAIServer
 from support.processes import free_port
-from support.question_ladders import prompts, question_ladder
+from support.question_ladders import check_refused, prompts, question_ladder
 
 from stepwell.cascade.pipeline import Cascade
 from stepwell.cascade.stages.local import LocalStage
@@ -245,9 +245,4 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], int, str, str]] = {
 def test_what_cannot_be_run_is_said_with_a_fix(kind: str, file: Path, run: Run) -> None:
     spoil, code, said, fix = REFUSED[kind]
     spoil(file)
-    ended = run("cascade", "run", file, "the cat")
-    assert ended.code == code
-    assert said in ended.err
-    assert fix in ended.err
-    assert len(ended.err.strip().splitlines()) <= 2
-    assert ended.out == ""
+    check_refused(run("cascade", "run", file, "the cat"), code, said, fix)

@@ -69,3 +69,12 @@ def question_ladder(
     }
     LadderConfig.parse(plain).write(folder / "ladder.yaml")
     return folder / "ladder.yaml"
+
+
+def check_refused(ended: Any, code: int, said: str, fix: str) -> None:
+    """A command ended with this code, and with the problem and what to do in two lines."""
+    assert ended.code == code
+    assert said in ended.err
+    assert fix in ended.err
+    assert len(ended.err.strip().splitlines()) <= 2
+    assert ended.out == ""

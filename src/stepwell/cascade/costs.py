@@ -208,9 +208,10 @@ def measure_costs(
             f"{len(prompts)} prompts cannot be timed in batches of {sizes}.",
             fix="give at least as many prompts as the largest batch (serving.max_rows) holds.",
         )
-    asked = {"observe": observe, **(sampling or {})}
     turns: dict[tuple[str, int], list[_Turn]] = {}
-    for _, stage, size in itertools.product(range(REPETITIONS + 1), stages, sizes):
+    numbered = list(enumerate(stages, start=1))
+    for _, (number, stage), size in itertools.product(range(REPETITIONS + 1), numbered, sizes):
+        asked = {"observe": observe.at(number), **(sampling or {})}
         turns.setdefault((stage.name, size), []).append(_timed(stage, prompts[:size], asked, clock))
     priced = prices or [None] * len(stages)
     return Costs(

@@ -6,7 +6,8 @@ Owns reading and writing of frozen dataclasses of numbers; what the numbers mean
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from functools import cache
+from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
 import pydantic
@@ -31,9 +32,15 @@ Array = Annotated[
 ]
 
 
+@cache
+def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
+    """What reads and writes a class; to make one takes milliseconds."""
+    return pydantic.TypeAdapter(cls)
+
+
 def to_document(value: object, kind: str, version: int) -> dict[str, Any]:
     """The fields of a dataclass as plain Python, headed by its kind and format version."""
-    fields = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+    fields = _adapter(cast(Any, type(value))).dump_python(value, mode="json")
     return {"kind": kind, "format_version": version, **fields}
 
 

@@ -159,7 +159,7 @@ class Cascade:
             old = answer.journey
             [policy] = self._drawn(rule, [old.prompt], int(sampling.get("seed", 0)))
             kept = replace(old, policy=policy, replies=dict(old.replies), tried=set(old.replies))
-            kept.visits = [visit for visit in old.visits if visit.fault is None]
+            kept.visits = [replace(visit) for visit in old.visits if visit.fault is None]
             journeys.append(kept)
         return self._run(journeys, rule, deadline_s, progress, sampling)
 

@@ -74,15 +74,14 @@ def inspect(
     _check_view(lens, probabilities, chooses=(layers, heads) != ("all", "all"))
     chosen = parse_choice(layers, "--layers"), parse_choice(heads, "--heads")
     with output.open() as opened:
-        changes = inside.parsed
         generator = compute.load(model)
         if lens:
-            view = lens_view(generator, prompt, changes)
+            view = lens_view(generator, prompt, inside.parsed)
         elif probabilities:
-            view = probabilities_view(generator, prompt, top, changes)
+            view = probabilities_view(generator, prompt, top, inside.parsed)
         else:
             draws = out is not None
-            view = attention_view(generator, prompt, top, *chosen, changes, draws=draws)
+            view = attention_view(generator, prompt, top, *chosen, inside.parsed, draws=draws)
         if out is not None and view.drawing is not None:
             write_drawing(view.drawing, out)
         shown = {"tokens": generator.tokens(prompt), **view.plain}

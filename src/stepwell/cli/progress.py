@@ -138,11 +138,8 @@ class TrainingProgress:
         self._display.close()
 
 
-class GenerationProgress:
-    """The progress of a batch of answers, for as long as a `with` block lasts.
-
-    Work that is done in several batches calls `next_batch` before each further one.
-    """
+class _Shown:
+    """Work that is shown for as long as a `with` block lasts."""
 
     def __init__(
         self,
@@ -154,8 +151,6 @@ class GenerationProgress:
         self._output, self._description, self._total = output, description, total
         self._display: Display = Nothing()
         self._clock, self._begun = clock, clock()
-        self._finished = self._tokens = 0
-        self._before = (0, 0)
 
     def __enter__(self) -> Self:
         self._display = make_display(self._output, self._description, self._total)
@@ -164,6 +159,16 @@ class GenerationProgress:
 
     def __exit__(self, *_error: object) -> None:
         self._display.close()
+
+
+class GenerationProgress(_Shown):
+    """The progress of a batch of answers, for as long as a `with` block lasts.
+
+    Work that is done in several batches calls `next_batch` before each further one.
+    """
+
+    _finished = _tokens = 0
+    _before = (0, 0)
 
     def next_batch(self) -> None:
         """The counts of the batch that begins now start from 0."""
@@ -181,30 +186,13 @@ class GenerationProgress:
         self._display.show(self._finished, facts)
 
 
-class CountProgress:
+class CountProgress(_Shown):
     """The progress of work that is done piece by piece, for as long as a `with` block lasts.
 
     What was there before the first piece does not count for the time that is left.
     """
 
-    def __init__(
-        self,
-        output: Output,
-        description: str,
-        total: int,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._output, self._description, self._total = output, description, total
-        self._display: Display = Nothing()
-        self._clock = clock
-        self._first: tuple[float, int] | None = None
-
-    def __enter__(self) -> Self:
-        self._display = make_display(self._output, self._description, self._total)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._display.close()
+    _first: tuple[float, int] | None = None
 
     def update(self, done: int) -> None:
         """So many pieces are done."""

@@ -1,70 +1,24 @@
-"""The predictor on simulated answers: calibrated, humble without data, fast, kept on disk."""
+"""The predictor on simulated answers: calibrated, humble without data, fast."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load, save
+from support.simulated_answers import FEATURES, FULL, STAGES, answers, arrays_of, bent
 from support.timing import fastest
 
 from stepwell.cascade.beliefs.features import Seen, select
 from stepwell.cascade.beliefs.logistic import fit_logistic, log_loss, logit, sigmoid
-from stepwell.cascade.beliefs.predictor import ARRAYS, DESCRIPTION, Predictor
+from stepwell.cascade.beliefs.predictor import ARRAYS, Predictor
 from stepwell.cascade.rule.paths import FloatArray
-from stepwell.cascade.stage import Reply
-from stepwell.errors import ConfigError, DataError, FormatError, ShapeError
-from stepwell.generate.request import Completion, Usage
-
-STAGES = 3
-FEATURES = select(["prompt", "prompt_entropy", "logprobs", "length", "agreement"])
-FULL = (1 << STAGES) - 1
-
-
-def answers(num_prompts: int, seed: int) -> tuple[Seen, FloatArray]:
-    """What three stages said, and labels [N, 3]: right answers have higher log-probabilities.
-
-    Long prompts are difficult ones. Two right answers are the same, two wrong ones now and then.
-    """
-    rng = np.random.default_rng(seed)
-    difficulty = rng.random(num_prompts)
-    chance = sigmoid(8.0 * (np.array([0.35, 0.6, 0.85]) - difficulty[:, None]))
-    good = (rng.random(chance.shape) < chance).astype(float)
-    prompts = ["x" * int(10 * np.exp(hard + rng.normal(scale=0.5))) for hard in difficulty]
-    seen, told = Seen.begin(FEATURES, prompts, STAGES), {}
-    for stage in range(STAGES):
-        said = []
-        for row in range(num_prompts):
-            sure = 0.6 * good[row, stage] + chance[row, stage] + rng.normal(scale=0.6)
-            logprobs = tuple((-np.exp(rng.normal(size=rng.integers(2, 9)) - 1.0 - sure)).tolist())
-            text = "right" if good[row, stage] else f"wrong {rng.integers(4)}"
-            completion = Completion(text, (), "stop", Usage(1, len(logprobs)), logprobs)
-            entropy = float(difficulty[row] + rng.normal(scale=0.5))
-            said.append(Reply(completion, prompt_entropy=entropy))
-        seen.note(stage + 1, said, told, ["v"] * STAGES)
-        told[stage + 1] = said
-    return seen, good
-
-
-def bent(num_prompts: int, seed: int) -> tuple[Seen, FloatArray]:
-    """One stage, right where two features of its answer agree in sign, which no line tells."""
-    rng = np.random.default_rng(seed)
-    features = select(["margin"])
-    values = rng.normal(size=(num_prompts, 1, 2))
-    good = (rng.random((num_prompts, 1)) < sigmoid(2.5 * np.sign(values.prod(axis=2)))).astype(
-        float
-    )
-    prompt, pairs = np.empty((num_prompts, 0)), np.empty((num_prompts, 1, 1, 0))
-    return Seen(features, prompt, values, pairs), good
+from stepwell.errors import ConfigError, DataError, ShapeError
 
 
 @pytest.fixture(scope="module")
@@ -291,11 +245,6 @@ def test_fitting_takes_seconds() -> None:
 # Bits.
 
 
-def arrays_of(predictor: Predictor, directory: Path) -> bytes:
-    predictor.save(directory)
-    return (directory / ARRAYS).read_bytes()
-
-
 def test_the_same_seed_gives_the_same_bits_on_any_number_of_threads(tmp_path: Path) -> None:
     data, threads = answers(120, seed=13), torch.get_num_threads()
     try:
@@ -325,78 +274,6 @@ def test_processes_with_one_and_with_many_threads_learn_the_same_bits(tmp_path: 
         subprocess.run([sys.executable, "-c", program, *paths], env=environment, check=True)
         found.append((target / ARRAYS).read_bytes())
     assert found[0] == found[1] == found[2]
-
-
-def test_disk_gives_back_the_same_beliefs(predictor: Predictor, tmp_path: Path) -> None:
-    seen, _ = answers(50, seed=14)
-    predictor.save(tmp_path / "new")
-    predictor.save(tmp_path / "new")  # over itself
-    again = Predictor.load(tmp_path / "new")
-    np.testing.assert_array_equal(again.paths(seen), predictor.paths(seen))
-    assert again.feature_set == FEATURES
-    assert again.num_stages == STAGES
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {ARRAYS, DESCRIPTION}
-    straight = Predictor.fit(*answers(30, seed=15))  # without a hidden unit
-    straight.save(tmp_path)
-    np.testing.assert_array_equal(Predictor.load(tmp_path).paths(seen), straight.paths(seen))
-
-
-Damage = Callable[[dict[str, object], dict[str, FloatArray]], None]
-
-
-def rewritten(directory: Path, damage: Damage) -> None:
-    """The files with something changed, under a hash that fits."""
-    plain = json.loads((directory / DESCRIPTION).read_text())
-    arrays = load((directory / ARRAYS).read_bytes())
-    damage(plain, arrays)
-    content = save(arrays)
-    (directory / ARRAYS).write_bytes(content)
-    plain["sha256"] = hashlib.sha256(content).hexdigest()
-    (directory / DESCRIPTION).write_text(json.dumps(plain))
-
-
-@pytest.mark.parametrize(
-    ("damage", "error", "match"),
-    [
-        (lambda plain, _: plain.update(format_version=99), FormatError, "format_version 99"),
-        (lambda plain, _: plain.update(kind="stage costs"), DataError, "expected a document"),
-        (lambda plain, _: plain.update(hidden="x"), DataError, "damaged at 'hidden'"),
-        (lambda plain, _: plain.update(hidden=7), DataError, "inner is"),
-        (lambda plain, _: plain.update(stages=4), DataError, "expected"),
-        (lambda plain, _: plain.update(stages=0), DataError, "stages is 0"),
-        (lambda plain, _: plain.update(groups=["astrology"]), DataError, "does not have"),
-        (lambda plain, _: plain["features"].update(pair=[]), DataError, "does not have"),
-        (lambda _, arrays: arrays.pop("base"), DataError, "base is"),
-        (lambda _, arrays: arrays.update(base=np.ones(5)), DataError, r"base is \[5\]"),
-        (lambda _, arrays: arrays.pop("heads.3.curves"), DataError, "heads.3.curves"),
-    ],
-)
-def test_files_of_others_are_typed_errors(
-    predictor: Predictor, tmp_path: Path, damage: Damage, error: type[Exception], match: str
-) -> None:
-    predictor.save(tmp_path)
-    rewritten(tmp_path, lambda plain, arrays: None)
-    Predictor.load(tmp_path)
-    rewritten(tmp_path, damage)
-    with pytest.raises(error, match=match):
-        Predictor.load(tmp_path)
-
-
-def test_damaged_and_missing_files_are_typed_errors(predictor: Predictor, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
-        Predictor.load(tmp_path)
-    predictor.save(tmp_path)
-    content = bytearray((tmp_path / ARRAYS).read_bytes())
-    content[-1] ^= 1
-    (tmp_path / ARRAYS).write_bytes(content)
-    with pytest.raises(DataError, match="is damaged: its SHA-256"):
-        Predictor.load(tmp_path)
-    (tmp_path / ARRAYS).unlink()
-    with pytest.raises(DataError, match="cannot be read"):
-        Predictor.load(tmp_path)
-    (tmp_path / DESCRIPTION).write_text("{")
-    with pytest.raises(DataError, match="cannot be read as JSON"):
-        Predictor.load(tmp_path)
 
 
 def test_wrong_shapes_and_numbers_are_typed_errors(predictor: Predictor) -> None:
