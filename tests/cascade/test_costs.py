@@ -226,6 +226,7 @@ def test_tokens_have_a_price() -> None:
     assert price_of(Usage(1000, 200), price) == pytest.approx(0.006)
 
 
+@pytest.mark.slow  # by the clock of a machine that may be busy; the laws above turn their own
 def test_a_real_stage_saves_what_it_need_not_decode_and_need_not_read() -> None:
     """Prompts of several blocks: once read they are cheap, and a draft spares single steps."""
     model = Transformer(
