@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stepwell.cascade.costs import (
+    MOST_REPETITIONS,
     REPETITIONS,
     Costs,
     StageCost,
@@ -100,6 +101,17 @@ def test_stages_take_turns(scripted: Callable[..., Any], script: dict[str, Any])
     turn = [("small", 4), ("small", 1), ("large", 4), ("large", 1)]
     each_way = [each for each in turn for _ in range(4)]  # anew, two drafts, and from the cache
     assert order == each_way * (REPETITIONS + 1)
+
+
+@pytest.mark.parametrize(("second", "repetitions"), [(1e-4, MOST_REPETITIONS), (0.1, 8)])
+def test_short_answers_are_timed_more_often(
+    scripted: Callable[..., Any], script: dict[str, Any], second: float, repetitions: int
+) -> None:
+    """Until enough seconds were measured: a round of the longer ones takes 0.4 of them."""
+    clock, calls = Clock(), []
+    stage = slow(scripted("small", script), clock, lambda *call: calls.append(call) or second)
+    measure_costs([stage], PROMPTS, batches=(4,), clock=clock)
+    assert len(calls) == 4 * (repetitions + 1)
 
 
 @pytest.mark.parametrize("batches", [(16, 1), (), (0,)])

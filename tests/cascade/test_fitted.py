@@ -16,6 +16,7 @@ from stepwell.cascade import fitted_files
 from stepwell.cascade.costs import Costs, UnitCosts
 from stepwell.cascade.fitted import MOST_POLICIES, QUALITY_MARGIN, Fitted
 from stepwell.cascade.pipeline import Cascade
+from stepwell.cascade.rule.exchange import Exchange
 from stepwell.cascade.rule.stopping import fit
 from stepwell.cascade.rule.tuning import LAMBDAS
 from stepwell.errors import CascadeError, ConfigError, FormatError
@@ -79,6 +80,48 @@ def test_where_no_lambda_keeps_the_quality_the_largest_is_taken_and_said(
     caplog.clear()
     Fitted.fit(config, world.stages(), known, calibration, world.costs())
     assert not caplog.text
+
+
+def test_where_no_stage_is_seen_to_be_better_lambda_is_one(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Answers that are right by lot: which lambda keeps the largest stage's quality is chance."""
+    known, calibration = world.data("predictor"), world.data("calibration")
+    config = world.config(**{"lambda": "auto"})
+
+    def fitted(seed: int) -> Fitted:
+        random = np.random.default_rng(seed)
+        lots = [
+            replace(data, good=(random.random(data.good.shape) < 0.3).astype(np.float64))
+            for data in (known, calibration)
+        ]
+        return Fitted.fit(config, world.stages(), *lots, world.costs())
+
+    found = [fitted(seed) for seed in range(4)]
+    doubtful = [
+        not Exchange.measure(each.calibration, each.steps(config)).measured for each in found
+    ]
+    assert any(doubtful)
+    assert all(each.lam == 1.0 for each, doubt in zip(found, doubtful, strict=True) if doubt)
+    assert caplog.text.count("the ladder is fitted for lambda 1.") == sum(doubtful)
+
+
+def test_auto_is_always_the_largest_where_that_costs_less_and_is_as_good(world: Any) -> None:
+    """At a lambda that runs one stage after the other, though the last alone is always right."""
+    config, lam = world.config(**{"lambda": "auto"}), 4096.0
+    calibration = world.fitted.calibration
+
+    def auto(*labels: float) -> Fitted:
+        paths = replace(calibration, good=calibration.good * 0 + labels)
+        return replace(world.fitted, calibration=paths, lam=lam, certificate=None)
+
+    largest = auto(0.0, 0.0, 1.0)
+    found = largest.rule(config, lam).dearer.run(
+        largest.calibration, largest.steps(config), largest.mean_steps(config)
+    )
+    assert found.cost.mean() > 1.0
+    assert largest.lambda_for(config) == np.inf
+    assert auto(1.0, 1.0, 0.0).lambda_for(config) == lam, "the largest is not as good"
 
 
 def test_the_policy_follows_the_ladder_file(world: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,7 +27,9 @@ from stepwell.config import read_json, write_json
 from stepwell.errors import CascadeError, StageError
 from stepwell.generate.request import Completion, Usage
 
-REPETITIONS = 5
+REPETITIONS = 5  # of everything that is timed, at least
+MOST_REPETITIONS = 20  # where all of that together takes less than ENOUGH_S
+ENOUGH_S = 3.0
 MOST_ALIKE = 0.75  # share of an answer that others begin with too
 CALIBRATE = "run `stepwell cascade calibrate`, or set serving.max_rows to one of them."
 
@@ -210,9 +212,11 @@ def measure_costs(
         )
     turns: dict[tuple[str, int], list[_Turn]] = {}
     numbered = list(enumerate(stages, start=1))
-    for _, (number, stage), size in itertools.product(range(REPETITIONS + 1), numbered, sizes):
-        asked = {"observe": observe.at(number), **(sampling or {})}
-        turns.setdefault((stage.name, size), []).append(_timed(stage, prompts[:size], asked, clock))
+    for _ in _rounds(clock):
+        for (number, stage), size in itertools.product(numbered, sizes):
+            asked = {"observe": observe.at(number), **(sampling or {})}
+            turn = _timed(stage, prompts[:size], asked, clock)
+            turns.setdefault((stage.name, size), []).append(turn)
     priced = prices or [None] * len(stages)
     return Costs(
         tuple(
@@ -220,6 +224,16 @@ def measure_costs(
             for stage, price in zip(stages, priced, strict=True)
         )
     )
+
+
+def _rounds(clock: Callable[[], float]) -> Iterator[None]:
+    """One that warms up, then so many that the medians of short answers are steady too."""
+    yield
+    start = clock()
+    for done in range(MOST_REPETITIONS):
+        if done >= REPETITIONS and clock() - start >= ENOUGH_S:
+            return
+        yield
 
 
 def price_of(usage: Usage, price: Price) -> float:

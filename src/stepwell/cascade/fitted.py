@@ -21,6 +21,7 @@ from stepwell.cascade.costs import Costs, UnitCosts
 from stepwell.cascade.fitted_files import FIT_AGAIN, Parts, load_parts, save_parts
 from stepwell.cascade.ladder import Budget, CertificateConfig, Certified, LadderConfig
 from stepwell.cascade.rule.certify import Certificate, certify, order_path
+from stepwell.cascade.rule.exchange import Exchange
 from stepwell.cascade.rule.paths import FloatArray, Paths
 from stepwell.cascade.rule.stopping import Policy, always, fit
 from stepwell.cascade.rule.tuning import LAMBDAS, fit_budget, fit_quality
@@ -99,9 +100,10 @@ class Fitted:
         """Fit predictor and rule on disjoint prompts, certify on others still, choose lambda.
 
         `auto` is the cheapest certified rule where one is; else the cheapest lambda that keeps the
-        largest stage's quality within half a point on the calibration prompts; where none does, the
-        largest lambda, and a warning says so. earlier: the ladder's certificate so far, whose
-        prompts can certify no other rule.
+        largest stage's quality within half a point on the calibration prompts. Where none does it
+        is the largest lambda, where nothing shows that larger stages are better it is 1, and a
+        warning says so. earlier: the ladder's certificate so far, whose prompts can certify no
+        other rule.
         """
         data = predictor_data
         predictor = Predictor.fit(
@@ -215,18 +217,37 @@ class Fitted:
         return cls(*(getattr(parts, part.name) for part in fields(Parts)))
 
     def _rule(self, config: LadderConfig, lam: float | None) -> Rule:
-        asked, certificate = config.policy.lam, self.certificate
+        asked = config.policy.lam
         if lam is not None:
             return self._solved(config, lam)
         if isinstance(asked, Budget):
             return self._within(config, asked.budget)
         if isinstance(asked, Certified):
             return self._certified(config, asked)
-        if asked != "auto":
-            return self._solved(config, asked)
+        return self._auto(config) if asked == "auto" else self._solved(config, asked)
+
+    def _auto(self, config: LadderConfig) -> Rule:
+        """The cheapest certified rule, else the one that keeps the largest stage's quality.
+
+        Always the largest stage where, on the calibration prompts, that costs less and is as good.
+        """
+        certificate, data = self.certificate, self.calibration
+        rule = self._solved(config, self.lam)
         if certificate is not None and certificate.lam is not None:
-            return self._solved(config, certificate.lam, certificate.kappa)
-        return self._solved(config, self.lam)
+            rule = self._solved(config, certificate.lam, certificate.kappa)
+        steps, largest = self.steps(config), self._largest
+        found, sure = (
+            each.run(data, steps, self.mean_steps(config)) for each in (rule.dearer, largest.dearer)
+        )
+        cheaper = data.mean(sure.cost) < data.mean(found.cost)
+        as_good = data.mean(sure.good) >= data.mean(found.good) - QUALITY_MARGIN
+        return largest if cheaper and as_good else rule
+
+    @property
+    def _largest(self) -> Rule:
+        """Always the largest stage, which loses nothing against itself."""
+        number = self.predictor.num_stages
+        return Rule.of(always(number, number), certified=self.certificate is not None)
 
     def _solved(self, config: LadderConfig, lam: float, kappa: float | None = None) -> Rule:
         """The rule at a lambda; certified where the certificate covers just that."""
@@ -264,12 +285,23 @@ class Fitted:
                 fix=FIT_AGAIN,
             )
         if certificate.lam is None:
-            largest = self.predictor.num_stages
-            return Rule.of(always(largest, largest), certified=True)
+            return self._largest
         return self._solved(config, certificate.lam, certificate.kappa)
 
     def _keeping_quality(self, config: LadderConfig) -> float:
-        """The cheapest lambda that keeps the largest stage's quality within the margin."""
+        """The cheapest lambda that keeps the largest stage's quality within the margin.
+
+        1 where nothing shows that the largest stage is right more often than the smallest: which
+        lambda keeps its quality would be chance.
+        """
+        exchange = Exchange.measure(self.calibration, self.steps(config))
+        if not exchange.measured:
+            logger.warning(
+                "%d calibration prompts do not show that the largest stage is better than the"
+                " smallest and dearer; the ladder is fitted for lambda 1.",
+                len(self.calibration),
+            )
+            return 1.0
         try:
             policy = fit_quality(
                 self.calibration,

@@ -6,6 +6,7 @@ cascade.prepare.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,7 +199,8 @@ def costs_table(costs: Costs) -> Table:
 def what_was_fitted(fitted: Fitted, preparation: Preparation) -> list[str]:
     """What there is to say of a fit, a line each."""
     lam = fitted.lambda_for(preparation.config)
-    lines = [f"lambda, the price of a failure: {lam:.3g}"]
+    price = f"{lam:.3g}" if math.isfinite(lam) else "none, it is always the largest stage"
+    lines = [f"lambda, the price of a failure: {price}"]
     certificate = fitted.certificate
     if certificate is not None:
         lines.append(certified_in_words(certificate))
@@ -227,9 +229,9 @@ def _plain_costs(costs: Costs) -> dict[str, Any]:
 
 
 def _plain_fit(fitted: Fitted, preparation: Preparation) -> dict[str, Any]:
-    certificate = fitted.certificate
+    certificate, lam = fitted.certificate, fitted.lambda_for(preparation.config)
     return {
         "fitted": str(preparation.fitted),
-        "lambda": fitted.lambda_for(preparation.config),
+        "lambda": lam if math.isfinite(lam) else None,
         "certificate": None if certificate is None else certificate.to_plain(),
     }

@@ -31,7 +31,7 @@ def facts_ladder() -> LadderConfig:
     recipes = {
         "small": ("facts-small", 700, 1e-2, "float32"),
         "middle": ("facts-middle", 80, 4e-3, "float32"),
-        "large": ("facts-large", 170, 3e-3, "bfloat16"),
+        "large": ("facts-large", 160, 2.5e-3, "bfloat16"),
     }
     return LadderConfig.parse(
         {

@@ -1,6 +1,6 @@
 """Ladders for the evaluation of cascades: how their stages are made, and what they are asked.
 
-Each is three sizes of a decoder that train in about two minutes, with questions that no stage has
+Each is three sizes of a decoder that train in about three minutes, with questions that no stage has
 seen. Owns the recipes and their questions; training, asking and judging are elsewhere. The ladder
 of facts, whose questions cannot be unseen, is in `facts_ladder`.
 """
@@ -169,7 +169,7 @@ def _middle(taught: SeededTask, steps: int) -> StageRecipe:
 
 
 def _large(taught: SeededTask, steps: int) -> StageRecipe:
-    return StageRecipe("large", 3, 128, 4, taught, steps, batch_size=32, lr=1.5e-3)
+    return StageRecipe("large", 4, 192, 3, taught, steps, batch_size=32, lr=1e-3)
 
 
 _SUMS, _SPECIAL, _GENERAL = _sums("+", LONG), _both(1 - RARE), _both(RARE)
@@ -177,7 +177,7 @@ _LADDERS = (
     LadderRecipe(
         "sums",
         "A computed answer: the more digits are added up, the larger the stage that gets it right.",
-        (_small(_SUMS, 1200, width=12), _middle(_SUMS, 700), _large(_SUMS, 2000)),
+        (_small(_SUMS, 1200, width=12), _middle(_SUMS, 700), _large(_SUMS, 1900)),
         asked=_sums("+", MILD),
         harder=_SUMS,
         mild=MILD,
@@ -192,7 +192,7 @@ _LADDERS = (
         "specialist",
         "The small stage is made for sums and beats the larger ones there, which are made for"
         " differences; half of the questions are of either kind, and the sign tells which.",
-        (_small(_SPECIAL, 1200), _middle(_GENERAL, 600), _large(_GENERAL, 2000)),
+        (_small(_SPECIAL, 1200), _middle(_GENERAL, 600), _large(_GENERAL, 1600)),
         asked=_both(0.5),
     ),
 )

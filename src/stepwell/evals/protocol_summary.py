@@ -274,7 +274,7 @@ def _single(result: TrialResult) -> Iterator[tuple[str, float | None]]:
     for budget in result.budgets:
         yield f"budget/{budget.budget:g}/cheapest", budget.cheapest
         yield f"budget/{budget.budget:g}/cost", budget.cost
-        yield f"budget/{budget.budget:g}/error", budget.error
+        yield f"budget/{budget.budget:g}/error", budget.error if budget.spendable else None
     for latency in result.latency:
         yield f"latency/{latency.name}/p50", latency.p50
         yield f"latency/{latency.name}/p95", latency.p95

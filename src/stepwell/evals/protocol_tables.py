@@ -116,7 +116,7 @@ def budgets_table(summary: TaskSummary) -> Table:
         rows.append((f"{budget.budget:g}", *map(estimate, numbers), told))
     error = Column("error", percent=True)
     heads = ("budget", "paid", error, "cheapest policy", "attainable in seeds")
-    note = "Unspent: even the dearest policy costs less."
+    note = "Unspent: even the dearest policy costs less, which is no error."
     return Table(heads, rows, title="Budgets, live", note=note)
 
 

@@ -44,7 +44,7 @@ presets: Mapping[str, ModelConfig] = MappingProxyType(
         "tiny": _TINY,
         "facts-small": _TINY.resized(width=32, num_layers=1, num_heads=2),
         "facts-middle": _TINY.resized(width=128, num_layers=2, num_heads=4),
-        "facts-large": _TINY.resized(width=256, num_layers=4, num_heads=4),
+        "facts-large": _TINY.resized(width=384, num_layers=4, num_heads=6),
         "gpt2-11m": gpt2_shape(384, 6, 6),
         "gpt2-25m": gpt2_shape(512, 8, 8),
         "gpt2-85m": gpt2_shape(768, 12, 12),
