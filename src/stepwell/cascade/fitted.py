@@ -236,9 +236,7 @@ class Fitted:
         if certificate is not None and certificate.lam is not None:
             rule = self._solved(config, certificate.lam, certificate.kappa)
         steps, largest = self.steps(config), self._largest
-        found, sure = (
-            each.run(data, steps, self.mean_steps(config)) for each in (rule.dearer, largest.dearer)
-        )
+        found, sure = (each.run(data, steps, each.costs) for each in (rule.dearer, largest.dearer))
         cheaper = data.mean(sure.cost) < data.mean(found.cost)
         as_good = data.mean(sure.good) >= data.mean(found.good) - QUALITY_MARGIN
         return largest if cheaper and as_good else rule

@@ -265,11 +265,11 @@ def test_processes_with_one_and_with_many_threads_learn_the_same_bits(tmp_path: 
         "import sys; sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[2])\n"
         "import test_predictor as t; t.Predictor.fit(*t.answers(900, 0)).save(sys.argv[3])"
     )
-    here = Path(__file__).parent
+    here, shared = Path(__file__).parent, Path(__file__).parents[2]
     found = []
     for threads in ("1", "2", "4"):
         target = tmp_path / threads
-        paths = str(here.parent), str(here), str(target)
+        paths = str(shared), str(here), str(target)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
         subprocess.run([sys.executable, "-c", program, *paths], env=environment, check=True)
         found.append((target / ARRAYS).read_bytes())
