@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from support.mmlu_cache import put_mmlu
 from support.openai_server import OpenAIServer
 from support.processes import free_port
 from support.question_ladders import check_refused, question_ladder
@@ -253,6 +254,28 @@ def test_several_answers_a_question_are_fitted_without_a_certificate(file: Path,
     assert ended.json["certificate"] is None
     shares = Fitted.load(file.with_suffix(".fitted")).calibration.good
     assert set(np.unique(shares)) <= {0.0, 0.5, 1.0}
+
+
+def test_a_ladder_is_asked_a_public_data_set_where_it_lies_here(
+    file: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    change(file, questions={"dataset": "mmlu"}, sampling={"temperature": 0, "max_new_tokens": 2})
+    refused = run("cascade", "fit", file, "--quiet")
+    check_refused(
+        refused, 1, "holds no test questions of MMLU", "fetch them where there is a network"
+    )
+    rows = [
+        {"question": f"the {number} cats", "choices": list("abcd"), "answer": number % 4}
+        for number in range(40)
+    ]
+    put_mmlu(tmp_path / "cache", "cats", rows)
+    ended = run("cascade", "fit", file, "--num-samples", 30, "--json")
+    assert ended.code == 0
+    prompts = Fitted.load(file.with_suffix(".fitted")).calibration.good
+    assert 0 < len(prompts) < 30
+    assert run("cascade", "collect", file, "--json").json["questions"] == 40
 
 
 def without_answer(file: Path) -> None:

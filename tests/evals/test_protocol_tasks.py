@@ -97,19 +97,3 @@ def test_what_a_ladder_file_names_stays_where_it_is(tmp_path: Path) -> None:
     assert served.model == "m"
     assert served.tokenizer == str(tmp_path / "t")
     assert config.questions.file == str(tmp_path / "asked.jsonl")
-
-
-def test_given_questions_lie_beside_the_ladder_as_its_own_would(tmp_path: Path) -> None:
-    from stepwell.tasks.facts import Facts
-    from stepwell.tasks.questions import Questions
-
-    given = Questions.of_facts(Facts(facts=5))
-    arena = arena_of_ladder(ladder_file(tmp_path), given)
-    config, folder = arena.ladder(0), tmp_path / "trial"
-    arena.write_given(folder)
-    assert arena.questions is not None
-    assert arena.questions(0, 3).items == given.items[:3]
-    written = Preparation(folder / "ladder.yaml", config, []).questions()
-    assert [(each.prompt, each.expected) for each in written.items] == [
-        (each.prompt, each.expected) for each in given.items
-    ]

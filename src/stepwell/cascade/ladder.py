@@ -159,7 +159,7 @@ class PolicyConfig(Section):
 
 
 class QuestionsConfig(Section):
-    """What the stages are asked to fit the rule: a task's examples, or a file of questions.
+    """What the stages are asked to fit the rule: examples of a task, a file, or a public data set.
 
     Where nothing is said, the task that the stages were trained on. rollouts: answers a stage and
     prompt, where sampling; a label is then the share that is right.
@@ -167,6 +167,9 @@ class QuestionsConfig(Section):
 
     task: dict[str, Any] | str | None = None
     file: str | None = Field(None, description='lines {"prompt": ..., "answer": ...}')
+    dataset: Literal["mmlu"] | None = Field(
+        None, description="read where it lies in the cache of the datasets library"
+    )
     checker: Literal["exact", "agreement"] = Field(
         "exact", description="agreement: right is what the largest stage says"
     )
@@ -174,8 +177,8 @@ class QuestionsConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.task is not None and self.file is not None:
-            raise ValueError("give a task or a file, not both")
+        if sum(each is not None for each in (self.task, self.file, self.dataset)) > 1:
+            raise ValueError("give a task, a file or a dataset, one of them")
         return self
 
 

@@ -41,6 +41,7 @@ from stepwell.config import fingerprint, read_json, write_json
 from stepwell.errors import CascadeError, ConfigError, DataError, StepwellError, UsageError
 from stepwell.tasks.base import Task, task_from_plain
 from stepwell.tasks.facts import Facts
+from stepwell.tasks.mmlu import mmlu_questions
 from stepwell.tasks.questions import Question, Questions
 
 SHARES: Final[Mapping[str, float]] = {
@@ -99,6 +100,9 @@ class Preparation:
             path = self.ladder_file.parent / asked.file
             found = Questions.read(path, answered=asked.checker == "exact")
             return replace(found, items=found.items[:count])  # its source is that of all rows
+        if asked.dataset is not None:
+            found = mmlu_questions()
+            return replace(found, items=found.items[:count])
         task = self.task()
         if isinstance(task, Facts):
             return Questions.of_facts(task)
@@ -237,7 +241,9 @@ class Preparation:
 
     @property
     def _is_facts(self) -> bool:
-        return self.config.questions.file is None and isinstance(self.task(), Facts)
+        asked = self.config.questions
+        told = asked.file or asked.dataset
+        return told is None and isinstance(self.task(), Facts)
 
     def _collection(self, questions: Questions) -> Collection:
         source = {key: value for key, value in questions.source.items() if key != "end"}

@@ -19,7 +19,6 @@ from stepwell.evals.protocol_report import as_markdown, in_words, plain, write_r
 from stepwell.evals.protocol_summary import TaskSummary, Verdict, summarise
 from stepwell.evals.protocol_tasks import TASKS, Arena, arena_of, arena_of_ladder
 from stepwell.evals.protocol_trial import Event, OnEvent, Trial
-from stepwell.tasks.questions import Questions
 
 NUM_QUESTIONS: Final = 10_000
 SEEDS: Final = 5
@@ -65,15 +64,13 @@ def evaluate_cascade(
     *,
     directory: str | Path = "runs/cascade-eval",
     num_questions: int = NUM_QUESTIONS,
-    questions: Questions | None = None,
     on_event: OnEvent = lambda event: None,  # noqa: ARG005
     command: str = "",
 ) -> Evaluation:
     """Train, collect, fit and measure each task's ladder for each seed, and write the report.
 
     ladder: a ladder file to evaluate in place of the tasks; of its stages those with `train:` are
-    trained anew each seed. questions: what it is asked in place of its own, such as
-    `mmlu_questions()`. num_questions: of each trial, split into predictor, calibration,
+    trained anew each seed. num_questions: of each trial, split into predictor, calibration,
     certification and test; facts have as many as there are. on_event hears each step begin and
     end. The report is written anew after each task. The same call goes on where it was stopped.
     Raises ConfigError for a task that there is not, CascadeError where the directory holds another
@@ -81,13 +78,11 @@ def evaluate_cascade(
     """
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}, expected 1 or more.")
-    if ladder is None and questions is not None:
-        raise UsageError("The tasks have questions of their own.", fix="give a ladder file.")
     if ladder is None and not tasks:
         raise UsageError("There is no task to evaluate.", fix=f"take {', '.join(TASKS)}.")
     arenas = [arena_of(name) for name in dict.fromkeys(tasks)]
     if ladder is not None:
-        arenas = [arena_of_ladder(ladder, questions)]
+        arenas = [arena_of_ladder(ladder)]
     root = Path(directory)
     evaluation = Evaluation((), root)
     for arena in arenas:

@@ -6,7 +6,6 @@ the questions that it is asked. Trains and asks nothing.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from stepwell.cascade.ladder import LadderConfig, QuestionsConfig, StageConfig
-from stepwell.config import write_atomically
 from stepwell.errors import ConfigError, suggest
 from stepwell.evals.facts_ladder import facts_ladder
 from stepwell.evals.ladders import LADDERS, LadderRecipe
@@ -26,7 +24,6 @@ from stepwell.tasks.questions import Question, Questions
 FACTS: Final = "facts"
 TASKS: Final = (FACTS, *LADDERS)
 MODELS: Final = "models"
-GIVEN: Final = "questions.jsonl"
 
 Asking = Callable[[int, int], Questions]
 """Questions by a seed and their number."""
@@ -38,8 +35,7 @@ class Arena:
 
     purpose: what it shows, in a sentence. ladder: the ladder file of a seed. questions: what is
     asked, None for what the file itself says. shifted: harder questions, None where there are none.
-    headline: whether what a rule costs at equal quality is claimed of it. given: questions that are
-    kept beside the ladder file, because it cannot say where they are from.
+    headline: whether what a rule costs at equal quality is claimed of it.
     """
 
     name: str
@@ -48,15 +44,6 @@ class Arena:
     questions: Asking | None = None
     shifted: Asking | None = None
     headline: bool = False
-    given: Questions | None = None
-
-    def write_given(self, directory: Path) -> None:
-        """Leave the questions that were given where the ladder file says that they are."""
-        if self.given is None:
-            return
-        rows = ({"prompt": item.prompt, "answer": item.expected} for item in self.given.items)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(directory / GIVEN, lines)
 
 
 def arena_of(name: str) -> Arena:
@@ -86,26 +73,15 @@ def arena_of_recipe(recipe: LadderRecipe) -> Arena:
     )
 
 
-def arena_of_ladder(path: str | Path, questions: Questions | None = None) -> Arena:
+def arena_of_ladder(path: str | Path) -> Arena:
     """A ladder file as a task: stages with `train:` are trained anew each seed, the others kept.
 
-    Its questions, or those given in their place, stay the same; the seed of training changes.
+    Its questions stay the same; the seed of training changes.
     """
     file = Path(path)
     config = LadderConfig.read(file)
-    if questions is None:
-        purpose = f"The ladder {file.name}, asked its own questions."
-        return Arena(file.stem, purpose, partial(_reseeded, config, file.parent))
-    purpose = f"The ladder {file.name}, asked {len(questions):,} questions that were given."
-
-    def ladder(seed: int) -> LadderConfig:
-        asked = config.questions.changed(task=None, file=GIVEN)
-        return _reseeded(config, file.parent, seed).changed(questions=asked)
-
-    def first(seed: int, count: int) -> Questions:  # noqa: ARG001
-        return Questions(questions.items[:count], questions.source)
-
-    return Arena(file.stem, purpose, ladder, first, given=questions)
+    purpose = f"The ladder {file.name}, asked its own questions."
+    return Arena(file.stem, purpose, partial(_reseeded, config, file.parent))
 
 
 def placed(config: LadderConfig) -> LadderConfig:

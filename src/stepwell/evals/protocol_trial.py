@@ -122,8 +122,7 @@ class Trial:
         """What the trial finds, or found before."""
         config = self.arena.ladder(self.seed)
         plain = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        given = None if self.arena.given is None else dict(self.arena.given.source)
-        asked = fingerprint([self.arena.name, self.seed, self.num_questions, plain, given])
+        asked = fingerprint([self.arena.name, self.seed, self.num_questions, plain])
         known = read_trial(self.directory, asked)
         if known is not None:
             self._tell("trial", "kept")
@@ -138,7 +137,6 @@ class Trial:
         return result, arrays
 
     def _write_ladders(self, config: LadderConfig) -> None:
-        self.arena.write_given(self.directory)
         names = [LADDER_FILE, *([SHIFTED_FILE] if self.arena.shifted else [])]
         for name in names:
             path = self.directory / name

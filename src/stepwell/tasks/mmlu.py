@@ -1,4 +1,4 @@
-"""MMLU as questions that a ladder can be asked, where its files lie in the local datasets cache.
+"""MMLU as questions that a model can be asked, where its files lie in the local datasets cache.
 
 Nothing is fetched: lm-evaluation-harness, or the datasets library, has put the files there. Owns
 where they lie, the prompt, and when a letter is right. Source: Hendrycks et al. 2021, Measuring
@@ -23,14 +23,17 @@ FILES: Final = "*/*/*/*-test*.arrow"  # subject, version, hash
 ALL: Final = "all"  # the subject that holds all others
 
 
-def mmlu_questions(cache: str | Path | None = None) -> Questions | None:
-    """The test questions that are in the cache, subject by subject; None where there are none.
+def mmlu_questions(cache: str | Path | None = None) -> Questions:
+    """The test questions that are in the cache, subjects mixed, in the same order always.
 
     cache: the datasets library's own where it is not given. An answer is right by its first letter.
-    Raises DataError where a file is no MMLU.
+    Raises DataError where there are none, or where a file is no MMLU.
     """
     if importlib.util.find_spec("datasets") is None:
-        return None
+        raise DataError(
+            "MMLU is read by the datasets library, which is not installed.",
+            fix="pip install 'stepwell[datasets]'",
+        )
     import datasets
 
     root = Path(cache or datasets.config.HF_DATASETS_CACHE) / FOLDER
@@ -38,10 +41,15 @@ def mmlu_questions(cache: str | Path | None = None) -> Questions | None:
     subjects = {_subject(root, file) for file in files}
     chosen = [file for file in files if len(subjects) == 1 or _subject(root, file) != ALL]
     if not chosen:
-        return None
+        raise DataError(
+            f"{root} holds no test questions of MMLU.",
+            fix="fetch them where there is a network, by `lm_eval --tasks mmlu` or"
+            ' `datasets.load_dataset("cais/mmlu", "all")`; HF_DATASETS_CACHE says where they lie.',
+        )
     items = [
         _question(row, file) for file in chosen for row in datasets.Dataset.from_file(str(file))
     ]
+    items.sort(key=lambda item: fingerprint(item.prompt))
     content = fingerprint([[item.prompt, item.expected] for item in items])
     return Questions(tuple(items), {"mmlu": content})
 
