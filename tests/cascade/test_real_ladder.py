@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,6 +23,7 @@ from support.real_servers import COMMANDS, SERVED, python_of_peer
 
 from stepwell.cascade.answer import Answer
 from stepwell.cascade.collect import Collected
+from stepwell.cascade.costs import Costs
 from stepwell.cascade.ladder import LadderConfig, PolicyConfig
 from stepwell.cascade.pipeline import Cascade
 from stepwell.cascade.prepare import Preparation, first_prompts
@@ -139,14 +140,31 @@ def test_the_server_says_what_our_engine_says(live: Live) -> None:
     assert 0.2 < live.collected.good[:, 0].mean() < 0.8
 
 
+def with_known_costs(live: Live) -> Cascade:
+    """The cascade by costs at which both stages, and verifying, are worth it, whatever the machine."""
+    fitted, sizes = live.cascade.fitted, live.cascade.fitted.costs.stages[0].seconds
+    small, large = (
+        replace(
+            stage,
+            seconds=dict.fromkeys(sizes, seconds),
+            verified=dict.fromkeys(sizes, seconds / 2),
+            refused=dict.fromkeys(sizes, seconds),
+        )
+        for stage, seconds in zip(fitted.costs.stages, (0.1, 1.0), strict=True)
+    )
+    known = replace(fitted, costs=Costs((small, large)))
+    return Cascade(live.cascade.config, live.cascade.stages, known)
+
+
 def test_an_escalated_answer_is_the_large_models_own_greedy_text(live: Live) -> None:
+    cascade = with_known_costs(live)
     asked = prompts(2 * QUESTIONS)[QUESTIONS:]
     small, large = (live.texts(stage, asked) for stage in ("small", "large"))
     depth: list[float] = []
     drafted: Counter[str] = Counter()
     accepted = proposed = 0
     for lam in LAMBDAS:
-        answers = live.cascade.generate_batch(asked, lam=lam)
+        answers = cascade.generate_batch(asked, lam=lam)
         assert wrong(answers, small, large) == []
         depth.append(fmean(answer.trace[-1].stage == "large" for answer in answers))
         same = fmean(answer.text == own for answer, own in zip(answers, large, strict=True))
