@@ -141,7 +141,7 @@ def test_the_server_says_what_our_engine_says(live: Live) -> None:
 
 
 def with_known_costs(live: Live) -> Cascade:
-    """The cascade by costs at which both stages, and verifying, are worth it, whatever the machine."""
+    """The cascade by costs at which both stages, and verifying, are worth it anywhere."""
     fitted, sizes = live.cascade.fitted, live.cascade.fitted.costs.stages[0].seconds
     small, large = (
         replace(
