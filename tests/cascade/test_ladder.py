@@ -108,7 +108,10 @@ def test_a_newer_file_is_refused_whatever_else_it_holds(tmp_path: Path) -> None:
         ({"stages": [STAGES[0], {**SERVER, "server": "localhost"}]}, "stages.1.server"),
         ({"costs": "price"}, "costs is price, but stage 'small' has none"),
         ({"predictor": {"hiden": 3}}, "Did you mean 'hidden'?"),
-        ({"questions": {"task": "facts", "file": "x"}}, "give a task, a file or a dataset, one of them"),
+        (
+            {"questions": {"task": "facts", "file": "x"}},
+            "give a task, a file or a dataset, one of them",
+        ),
         ({"serving": {"kv_cache_bytes": "2 pints"}}, "serving.kv_cache_bytes is '2 pints'"),
         ({"policy": {"lambda": {"budget": -1}}}, "policy.lambda"),
         ({"policy": {"lambda": {"certificate": {"epsilon": 2}}}}, "policy.lambda"),

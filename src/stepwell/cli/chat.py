@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -102,22 +102,30 @@ class Terminal:
             with suppress(ImportError):
                 import readline  # noqa: F401  # lines can be edited, and come back
             self.output.note("An empty line begins anew; !help says what more.", style="dim")
-        for line in self._lines():
-            name, _, rest = line.removeprefix("!").partition(" ")
-            if line.startswith("!") and name in ("quit", "exit"):
-                break
+        going_on = True
+        while going_on:
             try:
-                if not line.strip():
-                    self.restart()
-                elif line.startswith("!"):
-                    self._command(name)(rest.strip())
-                else:
-                    self.say(line)
-            except StepwellError as error:
-                self.output.warn(str(error))
-            except KeyboardInterrupt:  # a second one, or one before the reply began
+                going_on = self._turn()
+            except KeyboardInterrupt:  # a second one, or one beside the reply
                 self.output.note("\nstopped", style="dim")
         return 0
+
+    def _turn(self) -> bool:
+        """A line and what it asks for; whether the talk goes on."""
+        line = self._line()
+        name, _, rest = (line or "").removeprefix("!").partition(" ")
+        if line is None or (line.startswith("!") and name in ("quit", "exit")):
+            return False
+        try:
+            if not line.strip():
+                self.restart()
+            elif line.startswith("!"):
+                self._command(name)(rest.strip())
+            else:
+                self.say(line)
+        except StepwellError as error:
+            self.output.warn(str(error))
+        return True
 
     def say(self, text: str) -> None:
         """Prints the reply as it comes."""
@@ -187,15 +195,15 @@ class Terminal:
             raise UsageError(f"There is no !{name}. {suggest(f'!{name}', known)}")
         return self.commands[name]
 
-    def _lines(self) -> Iterator[str]:
-        """What is typed, until the input ends. Ctrl-C drops a line."""
+    def _line(self) -> str | None:
+        """What is typed next, None at the end of the input. Ctrl-C drops a line."""
         asking = "> " if self.output.interactive else ""
         while True:
             try:
-                yield input(asking) if asking else _piped()
+                return input(asking) if asking else _piped()
             except EOFError:
                 self.output.note("" if asking else Text())
-                return
+                return None
             except KeyboardInterrupt:
                 self.output.note("\n!quit or Ctrl-D ends.", style="dim")
 
