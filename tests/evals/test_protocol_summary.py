@@ -73,6 +73,7 @@ def trial(seed: int = 0, *, live: float = 0.4, right: float = 1.0) -> TrialResul
         budgets=(
             BudgetRow(0.3, 0.1, 0.33, 0.1),
             BudgetRow(0.05, 0.1, *((None, None) if seed else (0.06, 0.2))),
+            BudgetRow(0.7, 0.1, *((0.35, -0.5) if seed else (0.77, 0.1)), spendable=not seed),
         ),
         latency=(LatencyRow(LADDER, 0.2, 0.3), LatencyRow("always large", 1.0, 1.5)),
         deciding=Deciding(1e-4, 2e-4),
@@ -165,7 +166,8 @@ def test_acceptance_is_counted_over_all_seeds(summary: TaskSummary) -> None:
 def test_a_seed_that_attains_no_budget_is_left_out_and_told(summary: TaskSummary) -> None:
     assert summary.numbers["budget/0.05/error"].estimate == pytest.approx(0.2)
     rows = budgets_table(summary).rows
-    assert [cells[-1] for cells in rows] == ["2 of 2", "1 of 2"]
+    assert [cells[-1] for cells in rows] == ["2 of 2", "1 of 2", "2 of 2, 1 unspent"]
+    assert summary.numbers["budget/0.7/error"].estimate == pytest.approx(0.1), "of what was spent"
     assert gates_table(summary).rows == [("g", 1.0, "above 0.6", "1 of 2")]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,7 @@ from stepwell.cascade.fitted_files import FIT_AGAIN, Parts, load_parts, save_par
 from stepwell.cascade.ladder import Budget, CertificateConfig, Certified, LadderConfig
 from stepwell.cascade.rule.certify import Certificate, certify, order_path
 from stepwell.cascade.rule.exchange import Exchange
-from stepwell.cascade.rule.paths import FloatArray, Paths
+from stepwell.cascade.rule.paths import FloatArray
 from stepwell.cascade.rule.stopping import Policy, always, fit
 from stepwell.cascade.rule.tuning import LAMBDAS, fit_budget, fit_quality
 from stepwell.cascade.splits import UsedPrompts
@@ -54,21 +54,9 @@ class Rule:
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """Everything that deciding needs, and the fingerprints of the stages that it was fitted for.
+class Fitted(Parts):
+    """Everything that deciding needs, and the fingerprints of the stages that it was fitted for."""
 
-    accepted [N, K, K] and sure [N, K] are those of the calibration prompts (see Collected). `lam`
-    is the lambda that `auto` stands for where nothing is certified.
-    """
-
-    predictor: Predictor
-    calibration: Paths
-    accepted: FloatArray
-    sure: FloatArray
-    costs: Costs
-    lam: float
-    fingerprints: tuple[str, ...]
-    certificate: Certificate | None = None
     _rules: dict[tuple[object, ...], Rule] = field(default_factory=dict, init=False, repr=False)
     _gates: dict[object, FloatArray] = field(default_factory=dict, init=False, repr=False)
 
@@ -204,7 +192,7 @@ class Fitted:
 
     def save(self, directory: str | Path) -> None:
         """Write all of it into a directory, in place of what was fitted before: all or nothing."""
-        save_parts(Parts(*(getattr(self, part.name) for part in fields(Parts))), directory)
+        save_parts(self, directory)
 
     @classmethod
     def load(cls, directory: str | Path) -> Fitted:
@@ -213,8 +201,7 @@ class Fitted:
         Raises CascadeError where the ladder was never fitted or a file, which it names, is damaged,
         and FormatError where a newer version wrote it.
         """
-        parts = load_parts(directory)
-        return cls(*(getattr(parts, part.name) for part in fields(Parts)))
+        return cls(**vars(load_parts(directory)))
 
     def _rule(self, config: LadderConfig, lam: float | None) -> Rule:
         asked = config.policy.lam

@@ -42,7 +42,11 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What the folder holds; the fields are those of Fitted."""
+    """What the folder holds: what is fitted, of which Fitted says what follows.
+
+    accepted [N, K, K] and sure [N, K] are those of the calibration prompts (see Collected). `lam`
+    is the lambda that `auto` stands for where nothing is certified.
+    """
 
     predictor: Predictor
     calibration: Paths
@@ -51,7 +55,7 @@ class Parts:
     costs: Costs
     lam: float
     fingerprints: tuple[str, ...]
-    certificate: Certificate | None
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True)

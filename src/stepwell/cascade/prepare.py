@@ -95,14 +95,9 @@ class Preparation:
         """
         if count is not None and count < 1:
             raise UsageError(f"{count} questions are to be asked, expected 1 or more.")
-        asked = self.config.questions
-        if asked.file is not None:
-            path = self.ladder_file.parent / asked.file
-            found = Questions.read(path, answered=asked.checker == "exact")
+        if self._are_listed:
+            found = self._listed()
             return replace(found, items=found.items[:count])  # its source is that of all rows
-        if asked.dataset is not None:
-            found = mmlu_questions()
-            return replace(found, items=found.items[:count])
         task = self.task()
         if isinstance(task, Facts):
             return Questions.of_facts(task)
@@ -241,9 +236,20 @@ class Preparation:
 
     @property
     def _is_facts(self) -> bool:
+        return not self._are_listed and isinstance(self.task(), Facts)
+
+    @property
+    def _are_listed(self) -> bool:
+        """Whether all questions are there to be read, and no task makes them."""
         asked = self.config.questions
-        told = asked.file or asked.dataset
-        return told is None and isinstance(self.task(), Facts)
+        return asked.file is not None or asked.dataset is not None
+
+    def _listed(self) -> Questions:
+        asked = self.config.questions
+        if asked.file is None:
+            return mmlu_questions()
+        path = self.ladder_file.parent / asked.file
+        return Questions.read(path, answered=asked.checker == "exact")
 
     def _collection(self, questions: Questions) -> Collection:
         source = {key: value for key, value in questions.source.items() if key != "end"}
